@@ -1,0 +1,61 @@
+//! Blobs: immutable bytes with a digest, somewhere else, read by range.
+//!
+//! [`Blob`] is the only face that content has towards the outside: registries, layouts and archives
+//! implement it, wrappers of one job each ([`retry::Retry`], [`limit::Limit`]) are stacked on it.
+//! Nothing that comes out of here is verified; callers hash before they believe.
+
+pub mod error;
+pub mod limit;
+pub mod range;
+pub mod retry;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::fmt;
+use std::pin::Pin;
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{Stream, StreamExt};
+
+pub use error::{Error, ErrorKind};
+pub use range::ByteRange;
+
+use crate::oci::Digest;
+
+/// A future that can be sent between threads.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// Bytes as they arrive, in pieces of any size.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, Error>> + Send>>;
+
+/// Immutable bytes that can be read by range.
+pub trait Blob: Send + Sync + fmt::Debug {
+    /// The digest that all bytes together must have.
+    fn digest(&self) -> &Digest;
+
+    /// Length in bytes, as announced by the manifest.
+    fn size(&self) -> u64;
+
+    /// Starts to read `range`, which lies within `0..size()`. The stream gives exactly that many
+    /// bytes and ends, or gives an error as its last item. The bytes are not verified.
+    fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>>;
+}
+
+/// All bytes of a blob whose size the caller has found small enough.
+pub async fn collect(blob: &(impl Blob + ?Sized)) -> Result<Bytes, Error> {
+    let size = blob.size();
+    let mut stream = blob.open(ByteRange::new(0, size)).await?;
+    let mut all = BytesMut::new();
+    while let Some(bytes) = stream.next().await {
+        all.extend_from_slice(&bytes?);
+    }
+    if all.len() as u64 != size {
+        let what = format!(
+            "blob {}: {} bytes came, not {size}",
+            blob.digest(),
+            all.len()
+        );
+        return Err(Error::new(ErrorKind::Transient, what));
+    }
+    Ok(all.freeze())
+}

@@ -1,0 +1,174 @@
+//! The cache: what was fetched and verified, shared by all processes of one user.
+//!
+//! ```text
+//! ROOT/v1/layers/sha256/HEX/index     immutable, framed (see `layers`)
+//!                          /pages/    data, sums, present (see `pages`); may be dropped at any time
+//!        /documents/sha256-HEX        manifests and configurations
+//!        /tags/HEX.json               what a tag last stood for
+//!        /profiles/HEX                what earlier starts touched, by the list of layers
+//!        /packs/HEX/N/                pages of layer N as a pack has them (see `packs`)
+//!        /denied/HEX                  packs that were found to lie
+//!        /tmp/PID-RANDOM/             things on their way in or out (see `staging`)
+//!        /locks/                      lock files, never removed
+//! ```
+//!
+//! The version is in the directory's name; nobody writes into another version's. Everything that
+//! has more than one file is made under `tmp` and appears by rename, and disappears by rename, so
+//! that it is whole or not there. The cache knows no formats: indexes and documents are bytes.
+//!
+//! # Rejected: mmap
+//!
+//! The bitmap of a layer could be mapped and shared, which saves the look into the file on a miss.
+//! But a mapped file that somebody truncates, or a disk that fails, is a SIGBUS in the middle of a
+//! mount, and mapping needs `unsafe`. Each process keeps its own copy of the bits instead; they are
+//! written to the file with pwrite under the store's flock, and looked at again on a miss, because
+//! another process may have filled them. A stale bit is harmless: every page read is checked
+//! against its CRC32C.
+
+mod bitmap;
+mod directory;
+mod documents;
+mod error;
+mod ingest;
+mod layers;
+mod lock;
+mod packs;
+mod pages;
+mod profiles;
+mod staging;
+mod usage;
+
+use std::path::Path;
+use std::sync::Arc;
+
+pub use documents::{DOCUMENT_BYTES_MAX, RememberedTag};
+pub use error::CacheError;
+pub use ingest::{Begin, NewLayer};
+pub use layers::{INDEX_BYTES_MAX, StoredLayer};
+pub use pages::{ADDRESS_BYTES_MAX, PAGE_BYTES, Pages, Presence};
+pub use usage::{LayerUsage, Pruned, Usage};
+
+use crate::blob::ByteRange;
+use crate::oci::Digest;
+use directory::Directory;
+use lock::Lock;
+
+/// Name of the directory below the root: the version of everything in it.
+const VERSION: &str = "v1";
+
+/// Disk space that a layer's first stream leaves free, in bytes: a full disk hurts everybody.
+pub const FREE_BYTES_RESERVED: u64 = 64 << 20;
+
+/// The cache of one user. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: Arc<Root>,
+}
+
+/// The open directories.
+#[derive(Debug)]
+struct Root {
+    layers: Directory,
+    documents: Directory,
+    tags: Directory,
+    profiles: Directory,
+    packs: Directory,
+    denied: Directory,
+    tmp: Directory,
+    locks: Directory,
+}
+
+impl Root {
+    /// The directory that holds the directory of `blob`.
+    fn layers(&self, blob: &Digest) -> Result<Directory, CacheError> {
+        self.layers.ensure(blob.algorithm().as_str())
+    }
+
+    /// Fails when `bytes` more would leave too little free.
+    fn check_free(&self, bytes: u64) -> Result<(), CacheError> {
+        if self.tmp.free_bytes()? < bytes.saturating_add(FREE_BYTES_RESERVED) {
+            return Err(CacheError::Full {
+                path: self.layers.path_of(""),
+            });
+        }
+        Ok(())
+    }
+}
+
+impl Cache {
+    /// Opens the cache in `root`, which is made with mode 0700 if it is missing, and removes what
+    /// dead processes left unfinished.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Foreign`] and [`CacheError::Writable`] when others could change what is in it.
+    pub fn open(root: &Path) -> Result<Cache, CacheError> {
+        let version = Directory::open_root(root)?.ensure(VERSION)?;
+        let root = Root {
+            layers: version.ensure("layers")?,
+            documents: version.ensure("documents")?,
+            tags: version.ensure("tags")?,
+            profiles: version.ensure("profiles")?,
+            packs: version.ensure("packs")?,
+            denied: version.ensure("denied")?,
+            tmp: version.ensure("tmp")?,
+            locks: version.ensure("locks")?,
+        };
+        staging::remove_leftovers(&root)?;
+        Ok(Cache {
+            root: Arc::new(root),
+        })
+    }
+
+    /// A layer whose index is stored; `None` for one that has to be streamed first.
+    pub fn layer(&self, blob: &Digest) -> Result<Option<StoredLayer>, CacheError> {
+        let Some(directory) = self.root.layers(blob)?.directory(blob.hex())? else {
+            return Ok(None);
+        };
+        StoredLayer::open(&self.root, directory, blob)
+    }
+
+    /// Starts to store a layer, unless it is stored. `address_hint` is how many bytes it will have
+    /// at least (its compressed size), to fail early on a full disk. Blocks while another process
+    /// or thread streams the same layer.
+    pub fn begin(&self, blob: &Digest, address_hint: u64) -> Result<Begin, CacheError> {
+        let (file, name) = self.ingest_lock(blob)?;
+        let lock = Lock::wait(file, true)
+            .map_err(|e| CacheError::io("lock", &self.root.locks.path_of(&name), e))?;
+        self.begin_locked(blob, address_hint, lock)
+    }
+
+    /// Like [`Cache::begin`], but `None` at once while somebody else streams the layer.
+    pub fn try_begin(&self, blob: &Digest, address_hint: u64) -> Result<Option<Begin>, CacheError> {
+        let (file, name) = self.ingest_lock(blob)?;
+        let lock = Lock::attempt(file)
+            .map_err(|e| CacheError::io("lock", &self.root.locks.path_of(&name), e))?;
+        lock.map(|lock| self.begin_locked(blob, address_hint, lock))
+            .transpose()
+    }
+
+    /// Free disk space that layers may use, in bytes.
+    pub fn free_bytes(&self) -> Result<u64, CacheError> {
+        Ok(self
+            .root
+            .tmp
+            .free_bytes()?
+            .saturating_sub(FREE_BYTES_RESERVED))
+    }
+
+    fn ingest_lock(&self, blob: &Digest) -> Result<(std::fs::File, String), CacheError> {
+        let name = format!("layer-{}-{}", blob.algorithm().as_str(), blob.hex());
+        Ok((self.root.locks.ensure_file(&name)?, name))
+    }
+
+    fn begin_locked(&self, blob: &Digest, hint: u64, lock: Lock) -> Result<Begin, CacheError> {
+        if let Some(known) = self.layer(blob)? {
+            return Ok(Begin::Known(known));
+        }
+        self.root.check_free(hint)?;
+        NewLayer::new(&self.root, blob, lock).map(Begin::New)
+    }
+}
+
+#[cfg(test)]
+mod tests;

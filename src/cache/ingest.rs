@@ -1,0 +1,152 @@
+//! A layer that streams into the cache for the first time.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::bitmap;
+use super::directory::Directory;
+use super::layers::{Frame, INDEX, INDEX_BYTES_MAX, PAGES, StoredLayer};
+use super::lock::Lock;
+use super::pages::{ADDRESS_BYTES_MAX, PAGE_BYTES, Trio};
+use super::staging::{self, Staging};
+use super::{CacheError, Root};
+use crate::oci::Digest;
+
+/// Bytes between two looks at the free space: far below what is kept free, and rare.
+const LOOK_BYTES: u64 = 16 << 20;
+
+/// Collects small writes.
+const BUFFER_BYTES: usize = 256 << 10;
+
+/// What [`Cache::begin`](super::Cache::begin) found.
+#[derive(Debug)]
+pub enum Begin {
+    /// Nobody has the layer: the caller streams it.
+    New(NewLayer),
+    /// It is stored.
+    Known(StoredLayer),
+}
+
+/// A layer on its way into the cache. Others see it after [`NewLayer::commit`]; dropped before, it
+/// leaves nothing behind. While it lives, nobody else can begin the same layer.
+#[derive(Debug)]
+pub struct NewLayer {
+    root: Arc<Root>,
+    blob: Digest,
+    staging: Staging,
+    directory: Directory,
+    pages: Directory,
+    data: BufWriter<File>,
+    sums: BufWriter<File>,
+    present: File,
+    length: u64,
+    /// CRC32C of the page that is not full yet.
+    sum: u32,
+    look_at: u64,
+    /// Held until this is dropped.
+    _ingest: Lock,
+}
+
+impl NewLayer {
+    /// Starts a layer for which the caller holds the ingest lock.
+    pub(super) fn new(root: &Arc<Root>, blob: &Digest, lock: Lock) -> Result<NewLayer, CacheError> {
+        let (staging, directory) = Staging::directory(root)?;
+        let pages = directory.ensure(PAGES)?;
+        let Trio {
+            data,
+            sums,
+            present,
+        } = Trio::create(&pages)?;
+        Ok(NewLayer {
+            root: root.clone(),
+            blob: blob.clone(),
+            staging,
+            directory,
+            pages,
+            data: BufWriter::with_capacity(BUFFER_BYTES, data),
+            sums: BufWriter::with_capacity(BUFFER_BYTES / 8, sums),
+            present,
+            length: 0,
+            sum: 0,
+            look_at: LOOK_BYTES,
+            _ingest: lock,
+        })
+    }
+
+    /// Digest of the blob.
+    pub fn blob(&self) -> &Digest {
+        &self.blob
+    }
+
+    /// Adds the next bytes of the address space.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Full`] when less than [`FREE_BYTES_RESERVED`](super::FREE_BYTES_RESERVED) would stay free.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), CacheError> {
+        let size = self.length.saturating_add(bytes.len() as u64);
+        if size > ADDRESS_BYTES_MAX {
+            return Err(CacheError::Range {
+                start: self.length,
+                end: size,
+                size: ADDRESS_BYTES_MAX,
+            });
+        }
+        if size >= self.look_at {
+            self.root.check_free(LOOK_BYTES)?;
+            self.look_at = size + LOOK_BYTES;
+        }
+        let failed = |e, name| CacheError::io("write", &self.pages.path_of(name), e);
+        self.data.write_all(bytes).map_err(|e| failed(e, "data"))?;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = PAGE_BYTES - self.length % PAGE_BYTES;
+            let (now, later) = rest.split_at(rest.len().min(room as usize));
+            self.sum = crc32c::crc32c_append(self.sum, now);
+            self.length += now.len() as u64;
+            if self.length.is_multiple_of(PAGE_BYTES) {
+                let sum = std::mem::take(&mut self.sum).to_le_bytes();
+                self.sums.write_all(&sum).map_err(|e| failed(e, "sums"))?;
+            }
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Makes the layer visible, whole, with its index. The caller has verified all bytes.
+    pub fn commit(mut self, index: &[u8]) -> Result<StoredLayer, CacheError> {
+        if index.len() > INDEX_BYTES_MAX {
+            let (digest, bytes) = (self.blob.clone(), index.len());
+            return Err(CacheError::TooLarge {
+                digest,
+                bytes,
+                max: INDEX_BYTES_MAX,
+            });
+        }
+        let size = self.length;
+        let padding = (size.next_multiple_of(PAGE_BYTES) - size) as usize;
+        self.write(&[0; PAGE_BYTES as usize][..padding])?;
+        let pages = size.div_ceil(PAGE_BYTES);
+        let bits: Vec<u8> = (0..pages.div_ceil(64))
+            .flat_map(|word| bitmap::mask(word, &(0..pages)).to_le_bytes())
+            .collect();
+        let path = self.pages.path_of("");
+        let failed = |e| CacheError::io("write", Path::new(&path), e);
+        self.data.flush().map_err(failed)?;
+        self.sums.flush().map_err(failed)?;
+        self.present.write_all_at(&bits, 0).map_err(failed)?;
+        let framed = [&Frame::make(size, index), index].concat();
+        staging::write_synced(&self.directory, INDEX, &framed)?;
+        self.directory.sync()?;
+        let layers = self.root.layers(&self.blob)?;
+        // What stands there has no usable index, or `begin` would have found it.
+        Staging::discard(&self.root, &layers, self.blob.hex())?;
+        self.staging.place(&layers, self.blob.hex())?;
+        layers.sync()?;
+        StoredLayer::open(&self.root, self.directory, &self.blob)?
+            .ok_or(CacheError::Gone(self.blob))
+    }
+}

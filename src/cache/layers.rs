@@ -1,0 +1,193 @@
+//! Stored layers: the directory `layers/ALGORITHM/HEX` with an immutable `index` and a page store
+//! that may come and go.
+//!
+//! `index` is framed, because the cache has to know the length of the address space without
+//! knowing the index's format: the magic, the address size (u64), the length of what follows the
+//! frame (u64), and CRC32C (u32) of both numbers and the index; all little endian.
+
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::directory::Directory;
+use super::pages::{ADDRESS_BYTES_MAX, Trio};
+use super::staging::Staging;
+use super::{CacheError, Pages, Root};
+use crate::oci::Digest;
+
+pub(super) const INDEX: &str = "index";
+pub(super) const PAGES: &str = "pages";
+
+const MAGIC: &[u8; 8] = b"rsmidx\0\x01";
+const FRAME_BYTES: usize = 28;
+
+/// The largest index that is stored or read: a layer with a million entries has about 100 MiB.
+pub const INDEX_BYTES_MAX: usize = 1 << 30;
+
+/// How often a page store is opened anew because somebody removes it at the same time.
+const OPEN_TRIES_MAX: usize = 100;
+
+/// A layer whose index is stored.
+#[derive(Debug, Clone)]
+pub struct StoredLayer {
+    root: Arc<Root>,
+    directory: Arc<Directory>,
+    blob: Digest,
+    address_size: u64,
+}
+
+impl StoredLayer {
+    /// The layer in `directory`; `None` when no index that can be read is in it.
+    pub(super) fn open(
+        root: &Arc<Root>,
+        directory: Directory,
+        blob: &Digest,
+    ) -> Result<Option<StoredLayer>, CacheError> {
+        let Some(file) = directory.file(INDEX, false)? else {
+            return Ok(None);
+        };
+        let mut frame = [0; FRAME_BYTES];
+        if file.read_exact_at(&mut frame, 0).is_err() {
+            return Ok(None);
+        }
+        let Some(Frame { address_size, .. }) = Frame::parse(&frame) else {
+            return Ok(None);
+        };
+        let (root, directory, blob) = (root.clone(), Arc::new(directory), blob.clone());
+        Ok(Some(StoredLayer {
+            root,
+            directory,
+            blob,
+            address_size,
+        }))
+    }
+
+    /// Digest of the blob.
+    pub fn blob(&self) -> &Digest {
+        &self.blob
+    }
+
+    /// Length of the address space in bytes.
+    pub fn address_size(&self) -> u64 {
+        self.address_size
+    }
+
+    /// The index, as it was given to [`NewLayer::commit`](super::NewLayer::commit).
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Damaged`] when it is not: the layer is then forgotten, so that the next
+    /// [`Cache::begin`](super::Cache::begin) makes it anew. [`CacheError::Gone`] when somebody
+    /// removed it.
+    pub fn index(&self) -> Result<Vec<u8>, CacheError> {
+        let stored = self.directory.read(INDEX, FRAME_BYTES + INDEX_BYTES_MAX)?;
+        let mut stored = stored.ok_or_else(|| CacheError::Gone(self.blob.clone()))?;
+        if !Frame::matches(&stored) {
+            self.forget()?;
+            let reason = "its checksum does not match";
+            return Err(CacheError::Damaged {
+                path: self.directory.path_of(INDEX),
+                reason,
+            });
+        }
+        stored.drain(..FRAME_BYTES);
+        Ok(stored)
+    }
+
+    /// Removes the layer, because its index is of no use (damaged, or of another version). Who has
+    /// its pages open keeps them.
+    pub fn forget(&self) -> Result<(), CacheError> {
+        let layers = self.root.layers(&self.blob)?;
+        Staging::discard(&self.root, &layers, self.blob.hex())?;
+        Ok(())
+    }
+
+    /// Opens the page store, or makes an empty one after it was pruned.
+    pub fn pages(&self) -> Result<Pages, CacheError> {
+        open_or_make(&self.root, &self.directory, PAGES, self.address_size)?
+            .ok_or_else(|| CacheError::Gone(self.blob.clone()))
+    }
+
+    /// Where the layer lies, for messages.
+    pub fn path(&self) -> PathBuf {
+        self.directory.path_of("")
+    }
+}
+
+/// The page store `name` in `directory`, made empty if it is missing; `None` when `directory` itself
+/// was removed.
+pub(super) fn open_or_make(
+    root: &Arc<Root>,
+    directory: &Directory,
+    name: &str,
+    size: u64,
+) -> Result<Option<Pages>, CacheError> {
+    for _ in 0..OPEN_TRIES_MAX {
+        if let Some(store) = directory.directory(name)? {
+            if let Some(trio) = Trio::open(&store)? {
+                return Ok(Some(Pages::new(&store, trio, size)));
+            }
+            // A store is made whole and removed by moving it away first: if one of its files is
+            // missing and the store is still in its place, it was not the cache that did it.
+            if directory.stat(name)?.is_some() {
+                Staging::discard(root, directory, name)?;
+            }
+        }
+        let (staging, store) = Staging::directory(root)?;
+        let trio = Trio::create(&store)?;
+        trio.set_size(&store, size)?;
+        // Another process may be first: then its store is the one.
+        match staging.place(directory, name) {
+            Err(CacheError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            placed => placed?,
+        };
+    }
+    Ok(None)
+}
+
+/// The head of an `index` file.
+pub(super) struct Frame {
+    address_size: u64,
+    index_bytes: u64,
+    sum: u32,
+}
+
+impl Frame {
+    /// The frame of `index` for a layer of `address_size` bytes.
+    pub(super) fn make(address_size: u64, index: &[u8]) -> [u8; FRAME_BYTES] {
+        let mut frame = [0; FRAME_BYTES];
+        frame[..8].copy_from_slice(MAGIC);
+        frame[8..16].copy_from_slice(&address_size.to_le_bytes());
+        frame[16..24].copy_from_slice(&(index.len() as u64).to_le_bytes());
+        let sum = crc32c::crc32c_append(crc32c::crc32c(&frame[8..24]), index);
+        frame[24..].copy_from_slice(&sum.to_le_bytes());
+        frame
+    }
+
+    fn parse(frame: &[u8; FRAME_BYTES]) -> Option<Frame> {
+        let (magic, numbers) = frame.split_first_chunk::<8>()?;
+        let (address_size, numbers) = numbers.split_first_chunk::<8>()?;
+        let (index_bytes, numbers) = numbers.split_first_chunk::<8>()?;
+        let sum = u32::from_le_bytes(*numbers.first_chunk::<4>()?);
+        let address_size = u64::from_le_bytes(*address_size);
+        let valid = magic == MAGIC && address_size <= ADDRESS_BYTES_MAX;
+        let index_bytes = u64::from_le_bytes(*index_bytes);
+        valid.then_some(Frame {
+            address_size,
+            index_bytes,
+            sum,
+        })
+    }
+
+    fn matches(stored: &[u8]) -> bool {
+        let Some((frame, index)) = stored.split_first_chunk::<FRAME_BYTES>() else {
+            return false;
+        };
+        Frame::parse(frame).is_some_and(|f| {
+            f.index_bytes == index.len() as u64
+                && f.sum == crc32c::crc32c_append(crc32c::crc32c(&frame[8..24]), index)
+        })
+    }
+}

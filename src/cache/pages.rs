@@ -1,0 +1,344 @@
+//! The page store of one layer: `data` (a sparse file in the layout of the address space), `sums`
+//! (CRC32C of each 4 KiB page, little endian) and `present` (one bit a page, see `bitmap`).
+//!
+//! Order of writing: data, then sums, then bits. Every page that is read is checked against its
+//! sum, so a hole, a flipped bit, a truncated file or a bit that is set too early reads as
+//! [`Presence::Absent`], never as wrong bytes. A page of zeros does not have the sum 0, so what a
+//! power cut left unwritten cannot pass either.
+//!
+//! The last page is filled up with zeros in `data` and for its sum.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use super::bitmap::{Bitmap, WORD_BYTES, words_of};
+use super::directory::Directory;
+use super::lock::Borrowed;
+use super::{ByteRange, CacheError};
+
+/// Length of a page in bytes: the unit of presence and of checking.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// Bytes of one sum in `sums`.
+pub(super) const SUM_BYTES: u64 = 4;
+
+/// The largest address space of a layer: 16 TiB, more than any disk that a cache lies on, and small
+/// enough that the bitmap (512 MiB) can still be allocated and no page arithmetic overflows.
+pub const ADDRESS_BYTES_MAX: u64 = 16 << 40;
+
+const DATA: &str = "data";
+const SUMS: &str = "sums";
+const PRESENT: &str = "present";
+
+/// Whether bytes were there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Presence {
+    /// They were, their sums have matched, and they were copied.
+    Read,
+    /// Some of them are not there (any more); nothing was promised about the buffer.
+    Absent,
+}
+
+/// The pages of one layer. Any number of threads and processes may use the same store.
+#[derive(Debug)]
+pub struct Pages {
+    data: File,
+    sums: File,
+    present: File,
+    /// Where messages say that it is.
+    path: PathBuf,
+    bits: Bitmap,
+    size: u64,
+    /// flock does not tell threads of one description apart: this does.
+    changing: Mutex<()>,
+}
+
+/// The three files of a store, just made or just found.
+#[derive(Debug)]
+pub(super) struct Trio {
+    pub(super) data: File,
+    pub(super) sums: File,
+    pub(super) present: File,
+}
+
+impl Trio {
+    /// Makes the files in an empty directory.
+    pub(super) fn create(directory: &Directory) -> Result<Trio, CacheError> {
+        let make = |name| directory.create(name);
+        Ok(Trio {
+            data: make(DATA)?,
+            sums: make(SUMS)?,
+            present: make(PRESENT)?,
+        })
+    }
+
+    /// Opens the files; `None` when one is missing because the store is being removed.
+    pub(super) fn open(directory: &Directory) -> Result<Option<Trio>, CacheError> {
+        let open = |name| directory.file(name, true);
+        let (Some(data), Some(sums), Some(present)) = (open(DATA)?, open(SUMS)?, open(PRESENT)?)
+        else {
+            return Ok(None);
+        };
+        Ok(Some(Trio {
+            data,
+            sums,
+            present,
+        }))
+    }
+
+    /// Gives the files the lengths that an address space of `size` bytes needs.
+    pub(super) fn set_size(&self, directory: &Directory, size: u64) -> Result<(), CacheError> {
+        let pages = size.div_ceil(PAGE_BYTES);
+        for (file, name, bytes) in [
+            (&self.data, DATA, pages * PAGE_BYTES),
+            (&self.sums, SUMS, pages * SUM_BYTES),
+            (&self.present, PRESENT, pages.div_ceil(64) * WORD_BYTES),
+        ] {
+            file.set_len(bytes)
+                .map_err(|e| CacheError::io("resize", &directory.path_of(name), e))?;
+        }
+        Ok(())
+    }
+}
+
+impl Pages {
+    /// The store in `directory` of a layer of `size` bytes.
+    pub(super) fn new(directory: &Directory, trio: Trio, size: u64) -> Pages {
+        let Trio {
+            data,
+            sums,
+            present,
+        } = trio;
+        let bits = Bitmap::new(size.div_ceil(PAGE_BYTES));
+        let path = directory.path_of("");
+        let pages = Pages {
+            data,
+            sums,
+            present,
+            path,
+            bits,
+            size,
+            changing: Mutex::new(()),
+        };
+        pages.look_again(&(0..size.div_ceil(PAGE_BYTES)));
+        pages
+    }
+
+    /// Length of the address space in bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// How many bytes of the address space are present, as far as the bits say.
+    pub fn present_bytes(&self) -> u64 {
+        self.look_again(&(0..self.size.div_ceil(PAGE_BYTES)));
+        (self.bits.count() * PAGE_BYTES).min(self.size)
+    }
+
+    /// Whether all pages of `range` are present, as far as the bits say.
+    pub fn is_present(&self, range: ByteRange) -> bool {
+        let Ok(pages) = self.pages_of(range) else {
+            return false;
+        };
+        self.bits.all(&pages) || {
+            self.look_again(&pages);
+            self.bits.all(&pages)
+        }
+    }
+
+    /// What is absent of the pages of `range`: whole pages, but cut at the end of the address
+    /// space. Nothing for a range that lies outside.
+    pub fn absent(&self, range: ByteRange) -> Vec<ByteRange> {
+        let Ok(pages) = self.pages_of(range) else {
+            return Vec::new();
+        };
+        if self.bits.all(&pages) {
+            return Vec::new();
+        }
+        self.look_again(&pages);
+        let bytes = |run: Range<u64>| {
+            ByteRange::new(
+                run.start * PAGE_BYTES,
+                (run.end * PAGE_BYTES).min(self.size),
+            )
+        };
+        self.bits.absent(&pages).into_iter().map(bytes).collect()
+    }
+
+    /// Copies `range` to `out`, which has its length, if every page of it is present and has its
+    /// sum. Pages that do not are absent from then on. `scratch` is kept by the caller between
+    /// calls so that no read allocates. A disk that cannot be read is a disk without the bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Range`] when `range` does not lie in the address space or `out` differs in
+    /// length.
+    pub fn read(
+        &self,
+        range: ByteRange,
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<Presence, CacheError> {
+        let pages = self.pages_of(range)?;
+        if out.len() as u64 != range.len() {
+            return Err(self.range_error(range));
+        }
+        if range.is_empty() {
+            return Ok(Presence::Read);
+        }
+        if !self.bits.all(&pages) {
+            self.look_again(&pages);
+            if !self.bits.all(&pages) {
+                return Ok(Presence::Absent);
+            }
+        }
+        let data_len = ((pages.end - pages.start) * PAGE_BYTES) as usize;
+        let need = data_len + ((pages.end - pages.start) * SUM_BYTES) as usize;
+        if scratch.len() < need {
+            scratch.resize(need, 0);
+        }
+        let (data, sums) = scratch[..need].split_at_mut(data_len);
+        let whole = read_up_to(&self.data, data, pages.start * PAGE_BYTES)
+            .min(read_up_to(&self.sums, sums, pages.start * SUM_BYTES) * 1024);
+        let mut damaged = false;
+        let summed = data
+            .as_chunks::<{ PAGE_BYTES as usize }>()
+            .0
+            .iter()
+            .zip(sums.as_chunks().0);
+        for (page, (bytes, sum)) in (pages.start..).zip(summed) {
+            let read = (page - pages.start + 1) * PAGE_BYTES <= whole as u64;
+            if !read || crc32c::crc32c(bytes) != u32::from_le_bytes(*sum) {
+                self.clear(page);
+                damaged = true;
+            }
+        }
+        if damaged {
+            return Ok(Presence::Absent);
+        }
+        let skip = (range.start() - pages.start * PAGE_BYTES) as usize;
+        out.copy_from_slice(&data[skip..skip + out.len()]);
+        Ok(Presence::Read)
+    }
+
+    /// Stores verified bytes: data, then sums, then bits. `address` is a multiple of
+    /// [`PAGE_BYTES`], and so is the length unless the bytes end with the address space.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Range`] when they do not fit, [`CacheError::Full`] when the disk is full: the
+    /// bits are then as before, and the caller still has its bytes.
+    pub fn write(&self, address: u64, bytes: &[u8]) -> Result<(), CacheError> {
+        let range = ByteRange::new(address, address.saturating_add(bytes.len() as u64));
+        let pages = self.pages_of(range)?;
+        let ends_well = range.end().is_multiple_of(PAGE_BYTES) || range.end() == self.size;
+        if !address.is_multiple_of(PAGE_BYTES) || !ends_well {
+            return Err(self.range_error(range));
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let (whole, rest) = bytes.as_chunks::<{ PAGE_BYTES as usize }>();
+        let mut sums: Vec<u8> = whole
+            .iter()
+            .flat_map(|page| crc32c::crc32c(page).to_le_bytes())
+            .collect();
+        self.put(&self.data, whole.as_flattened(), address, DATA)?;
+        if !rest.is_empty() {
+            let mut last = [0; PAGE_BYTES as usize];
+            last[..rest.len()].copy_from_slice(rest);
+            self.put(&self.data, &last, range.end() - rest.len() as u64, DATA)?;
+            sums.extend(crc32c::crc32c(&last).to_le_bytes());
+        }
+        self.put(&self.sums, &sums, pages.start * SUM_BYTES, SUMS)?;
+        self.change(&pages, true)
+            .map_err(|e| CacheError::io("write", &self.path.join(PRESENT), e))
+    }
+
+    fn put(&self, file: &File, bytes: &[u8], offset: u64, name: &str) -> Result<(), CacheError> {
+        file.write_all_at(bytes, offset)
+            .map_err(|e| CacheError::io("write", &self.path.join(name), e))
+    }
+
+    fn clear(&self, page: u64) {
+        // If the file cannot be changed, its bit stays and costs another look each time.
+        let _ = self.change(&(page..page + 1), false);
+    }
+
+    /// Changes bits in the file, under the store's lock because words are shared with other
+    /// processes, and in memory.
+    fn change(&self, pages: &Range<u64>, present: bool) -> std::io::Result<()> {
+        let _thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        if !present {
+            self.bits.put(pages, false);
+        }
+        let _process = Borrowed::wait(&self.present)?;
+        let words = words_of(pages);
+        let mut stored = vec![0; ((words.end - words.start) * WORD_BYTES) as usize];
+        read_up_to(&self.present, &mut stored, words.start * WORD_BYTES);
+        for (word, bytes) in words.clone().zip(stored.as_chunks_mut().0) {
+            let mask = super::bitmap::mask(word, pages);
+            let bits = u64::from_le_bytes(*bytes);
+            *bytes = if present { bits | mask } else { bits & !mask }.to_le_bytes();
+        }
+        self.present
+            .write_all_at(&stored, words.start * WORD_BYTES)?;
+        if present {
+            self.bits.merge(words.start, &stored);
+        }
+        Ok(())
+    }
+
+    /// Takes over what other processes have filled in the meantime.
+    fn look_again(&self, pages: &Range<u64>) {
+        /// Read at once: the bits of 128 MiB. A page cache hit either way.
+        const PIECE_BYTES: u64 = 4096;
+        let words = words_of(pages);
+        let mut piece = [0; PIECE_BYTES as usize];
+        for first in words.clone().step_by((PIECE_BYTES / WORD_BYTES) as usize) {
+            let len = ((words.end - first) * WORD_BYTES).min(PIECE_BYTES) as usize;
+            let read = read_up_to(&self.present, &mut piece[..len], first * WORD_BYTES);
+            self.bits.merge(first, &piece[..read]);
+        }
+    }
+
+    /// The pages that hold any byte of `range`.
+    fn pages_of(&self, range: ByteRange) -> Result<Range<u64>, CacheError> {
+        if range.end() > self.size {
+            return Err(self.range_error(range));
+        }
+        if range.is_empty() {
+            return Ok(0..0);
+        }
+        Ok(range.start() / PAGE_BYTES..range.end().div_ceil(PAGE_BYTES))
+    }
+
+    fn range_error(&self, range: ByteRange) -> CacheError {
+        CacheError::Range {
+            start: range.start(),
+            end: range.end(),
+            size: self.size,
+        }
+    }
+}
+
+/// Reads until `out` is full, the file ends or the disk fails: how many bytes came.
+fn read_up_to(file: &File, out: &mut [u8], offset: u64) -> usize {
+    let mut done = 0;
+    while done < out.len() {
+        match file.read_at(&mut out[done..], offset + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    done
+}
+
+#[cfg(test)]
+mod tests;

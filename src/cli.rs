@@ -1,0 +1,88 @@
+//! The command line: arguments in, text or JSON out. The only room that prints.
+
+pub mod args;
+mod cache;
+mod list;
+mod mount;
+mod output;
+mod progress;
+mod publish;
+mod settings;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::args::{Args, Command, LogFormat};
+use crate::cli::output::Failure;
+use crate::cli::settings::Settings;
+
+/// Runs the command line `words` (the program's name first). Exit codes: 0 done, 1 failed,
+/// 2 wrong usage.
+pub fn run(words: Vec<OsString>) -> ExitCode {
+    let matches = match Args::command().try_get_matches_from(args::with_implied_mount(words)) {
+        Ok(matches) => matches,
+        Err(e) => return usage(&e),
+    };
+    let args = match Args::from_arg_matches(&matches) {
+        Ok(args) => args,
+        Err(e) => return usage(&e),
+    };
+    if matches!(args.command, Command::Worker) {
+        start_log(&args);
+        return crate::mount::worker::run();
+    }
+    let verbose = args.global.verbose > 0;
+    match dispatch(args) {
+        Ok(code) => code,
+        Err(failure) => {
+            output::print_failure(&failure, verbose);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    let _closed = error.print();
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+}
+
+fn dispatch(args: Args) -> Result<ExitCode, Failure> {
+    let settings = Settings::load(&args.global)?;
+    match args.command {
+        Command::Mount(mount) => return mount::mount(&mount, &args.global, settings),
+        Command::Umount(umount) => mount::umount(&umount)?,
+        Command::Ps(ps) => list::ps(&ps)?,
+        Command::Stats(stats) => list::stats(&stats)?,
+        Command::Cache(command) => cache::run(command, &settings)?,
+        Command::Publish { source, json } => {
+            publish::publish(&source, json, &args.global, settings)?;
+        }
+        Command::Explain { source, json } => publish::explain(&source, json, settings)?,
+        Command::Completions { shell } => output::completions(shell),
+        Command::Man => output::man()?,
+        Command::Worker => {}
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The log goes to standard error, which for a worker in the background is the log file.
+fn start_log(args: &Args) {
+    let level = match args.global.verbose {
+        0 => "rsmount=info,warn",
+        1 => "rsmount=debug,warn",
+        _ => "rsmount=trace,debug",
+    };
+    let filter = EnvFilter::try_from_env("RSMOUNT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_writer(std::io::stderr);
+    if args.global.log_format == LogFormat::Json {
+        log.json().init();
+    } else {
+        log.init();
+    }
+}

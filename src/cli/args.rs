@@ -1,0 +1,396 @@
+//! The arguments, as clap types. Their documentation is the help text and the man page.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::content::{Fill, Outage};
+use crate::mount::{Pull, TrustIndex};
+
+/// Mount a container image as a file system: lazily, verified, exactly as it was pushed.
+#[derive(Debug, Parser)]
+#[command(name = "rsmount", version, args_conflicts_with_subcommands = false)]
+#[command(
+    override_usage = "rsmount [OPTIONS] IMAGE MOUNTPOINT\n       rsmount [OPTIONS] <COMMAND>"
+)]
+#[command(
+    after_help = "IMAGE is a registry reference (ubuntu, localhost:5000/app:1, name@sha256:…),\n\
+    oci:DIR[:TAG], oci-archive:FILE[:TAG] or docker-archive:FILE[:NAME]."
+)]
+pub struct Args {
+    /// What every command takes.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct Global {
+    /// Cache directory [default: /var/lib/rsmount for root, else $XDG_CACHE_HOME/rsmount]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "RSMOUNT_CACHE_DIR",
+        hide_env_values = true
+    )]
+    pub cache_dir: Option<PathBuf>,
+    /// Print nothing but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Say more: causes of errors, debug log (twice: trace)
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Format of the log
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+}
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// One line of text an event.
+    Text,
+    /// One JSON object an event.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount an image (the word `mount` may be left out)
+    Mount(MountArgs),
+    /// Unmount what is mounted at MOUNTPOINT
+    Umount(UmountArgs),
+    /// List the mounts
+    Ps(PsArgs),
+    /// Show the numbers of a mount
+    Stats(StatsArgs),
+    /// Look at the cache and clean it
+    #[command(subcommand)]
+    Cache(CacheCommand),
+    /// Publish what was learned of an image here, for other machines' first start
+    Publish {
+        /// The image
+        #[command(flatten)]
+        source: SourceArgs,
+        /// JSON
+        #[arg(long, display_order = 10)]
+        json: bool,
+    },
+    /// Explain what a mount of an image would start from, and why
+    Explain {
+        /// The image
+        #[command(flatten)]
+        source: SourceArgs,
+        /// JSON
+        #[arg(long, display_order = 10)]
+        json: bool,
+    },
+    /// Print completions for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the man page
+    Man,
+    /// Serve one mount (started by `mount`)
+    #[command(hide = true)]
+    Worker,
+}
+
+/// Which image, and how to reach it. The numbers keep the order of the help of `mount`, whose own
+/// options stand between these.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct SourceArgs {
+    /// The image
+    pub image: String,
+    /// Platform of a multi-platform image [default: this machine's]
+    #[arg(
+        long,
+        value_name = "OS/ARCH[/VARIANT]",
+        env = "RSMOUNT_PLATFORM",
+        hide_env_values = true,
+        display_order = 0
+    )]
+    pub platform: Option<String>,
+    /// Never use the network
+    #[arg(long, display_order = 3)]
+    pub offline: bool,
+    /// When to ask the registry for a tag that is known here
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = PullArg::Missing,
+        env = "RSMOUNT_PULL",
+        hide_env_values = true,
+        display_order = 4
+    )]
+    pub pull: PullArg,
+    /// Whose packs are used: tag takes those of the repository unless the image is named by digest
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = TrustArg::Tag,
+        env = "RSMOUNT_TRUST_INDEX",
+        hide_env_values = true,
+        display_order = 7
+    )]
+    pub trust_index: TrustArg,
+    /// A registry that may speak plain HTTP (loopback may always); can be given again
+    #[arg(
+        long,
+        value_name = "HOST[:PORT]",
+        env = "RSMOUNT_INSECURE_REGISTRY",
+        hide_env_values = true,
+        display_order = 8
+    )]
+    pub insecure_registry: Vec<String>,
+    /// More certificate authorities, PEM; can be given again
+    #[arg(long, value_name = "FILE", display_order = 9)]
+    pub ca_file: Vec<PathBuf>,
+}
+
+/// Arguments of `mount`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct MountArgs {
+    /// The image
+    #[command(flatten)]
+    pub source: SourceArgs,
+    /// An existing directory
+    pub mountpoint: PathBuf,
+    /// Mount options: suid, dev, noexec, allow_other (and their opposites), as in mount(8)
+    #[arg(
+        short = 'o',
+        value_name = "OPTS",
+        value_delimiter = ',',
+        display_order = 1
+    )]
+    pub options: Vec<String>,
+    /// Stay in the foreground until unmounted
+    #[arg(short, long, display_order = 2)]
+    pub foreground: bool,
+    /// What readers of absent bytes get while the registry is away: wait, eio, or eio after SECONDS
+    #[arg(
+        long,
+        value_name = "wait|eio|SECONDS",
+        default_value = "wait",
+        value_parser = on_outage,
+        display_order = 5
+    )]
+    pub on_outage: Outage,
+    /// When bytes that nobody has read yet are fetched: auto waits until readers are quiet
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = FillArg::Auto,
+        env = "RSMOUNT_FILL",
+        hide_env_values = true,
+        display_order = 6
+    )]
+    pub fill: FillArg,
+}
+
+/// `--pull`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PullArg {
+    /// Only when the tag is not known
+    Missing,
+    /// Ask; use what is known when the registry is away
+    Newer,
+    /// Ask; fail when the registry is away
+    Always,
+}
+
+impl From<PullArg> for Pull {
+    fn from(arg: PullArg) -> Pull {
+        match arg {
+            PullArg::Missing => Pull::Missing,
+            PullArg::Newer => Pull::Newer,
+            PullArg::Always => Pull::Always,
+        }
+    }
+}
+
+/// `--fill`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FillArg {
+    /// When readers have been quiet for 10 s, after one had to wait at all
+    Auto,
+    /// Never: only what is read, and what earlier starts read
+    Never,
+    /// At once; readers go first
+    Now,
+}
+
+impl From<FillArg> for Fill {
+    fn from(arg: FillArg) -> Fill {
+        match arg {
+            FillArg::Auto => Fill::Auto,
+            FillArg::Never => Fill::Never,
+            FillArg::Now => Fill::Now,
+        }
+    }
+}
+
+/// `--trust-index`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TrustArg {
+    /// Those of the same repository, unless the image is named by digest
+    Tag,
+    /// Those of the same repository
+    Registry,
+    /// Signed ones only
+    Signed,
+    /// None: only what was learned on this machine
+    Local,
+}
+
+impl From<TrustArg> for TrustIndex {
+    fn from(arg: TrustArg) -> TrustIndex {
+        match arg {
+            TrustArg::Tag => TrustIndex::Tag,
+            TrustArg::Registry => TrustIndex::Registry,
+            TrustArg::Signed => TrustIndex::Signed,
+            TrustArg::Local => TrustIndex::Local,
+        }
+    }
+}
+
+fn on_outage(text: &str) -> Result<Outage, String> {
+    match text {
+        "wait" => Ok(Outage::Wait),
+        "eio" => Ok(Outage::Eio),
+        _ => text
+            .parse()
+            .map(Outage::Seconds)
+            .map_err(|_| "expected wait, eio, or a number of seconds".to_owned()),
+    }
+}
+
+/// Arguments of `umount`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct UmountArgs {
+    /// Where it is mounted
+    pub mountpoint: PathBuf,
+    /// Detach a busy mount; it ends with its last user
+    #[arg(short, long)]
+    pub lazy: bool,
+}
+
+/// Arguments of `ps`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct PsArgs {
+    /// Also mounts whose process has died
+    #[arg(short, long)]
+    pub all: bool,
+    /// JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `stats`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct StatsArgs {
+    /// Where it is mounted
+    pub mountpoint: PathBuf,
+    /// JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `cache …`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum CacheCommand {
+    /// Show what the cache holds
+    Du {
+        /// JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove cached bytes
+    Prune {
+        /// Remove layer data and keep the indexes: the next start is lazy (the default)
+        #[arg(long, conflicts_with = "all")]
+        data: bool,
+        /// Remove everything
+        #[arg(long)]
+        all: bool,
+    },
+}
+
+/// Puts `mount` in front when the first word is no command: `rsmount IMAGE MOUNTPOINT`. An image
+/// that is named like a command is written `mount NAME`.
+pub fn with_implied_mount(mut words: Vec<OsString>) -> Vec<OsString> {
+    let mut command = Args::command();
+    command.build();
+    let takes_value = |word: &str| {
+        let every = command
+            .get_subcommands()
+            .flat_map(clap::Command::get_arguments);
+        let mut every = command.get_arguments().chain(every);
+        every.any(|a| {
+            let long = a.get_long().is_some_and(|l| word == format!("--{l}"));
+            let short = a.get_short().is_some_and(|s| word == format!("-{s}"));
+            (long || short) && a.get_action().takes_values()
+        })
+    };
+    let mut at = 1;
+    while at < words.len() {
+        let word = words[at].to_string_lossy();
+        if !word.starts_with('-') || word == "-" {
+            break;
+        }
+        if matches!(&*word, "-h" | "--help" | "-V" | "--version") {
+            return words;
+        }
+        at += if takes_value(&word) { 2 } else { 1 };
+    }
+    let known = |word: &OsString| {
+        *word == *"help" || command.get_subcommands().any(|c| *word == *c.get_name())
+    };
+    if words.get(at).is_some_and(|word| !known(word)) {
+        words.insert(1, "mount".into());
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn implied(words: &[&str]) -> Vec<String> {
+        let words = words.iter().map(OsString::from).collect();
+        with_implied_mount(words)
+            .iter()
+            .map(|w| w.to_string_lossy().into_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_word_mount_may_be_left_out() {
+        assert_eq!(
+            implied(&["rsmount", "ubuntu", "/m"]),
+            ["rsmount", "mount", "ubuntu", "/m"]
+        );
+        let with_options = ["rsmount", "--platform", "linux/arm64", "-q", "ubuntu", "/m"];
+        assert_eq!(implied(&with_options)[1], "mount");
+        for command in [
+            &["rsmount", "ps"][..],
+            &["rsmount", "-q", "umount", "/m"],
+            &["rsmount"],
+        ] {
+            assert_eq!(implied(command).len(), command.len(), "{command:?}");
+        }
+        assert_eq!(implied(&["rsmount", "mount", "ps", "/m"]).len(), 4);
+    }
+
+    #[test]
+    fn clap_finds_no_contradiction() {
+        Args::command().debug_assert();
+    }
+}

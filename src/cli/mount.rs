@@ -1,0 +1,196 @@
+//! `rsmount mount` and `rsmount umount`.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitCode};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::cli::args::{Global, LogFormat, MountArgs, SourceArgs, UmountArgs};
+use crate::cli::output::{self, Failure};
+use crate::cli::progress::Progress;
+use crate::cli::settings::Settings;
+use crate::content::{Fill, Outage};
+use crate::mount::launch::{self, LaunchError};
+use crate::mount::{MountRequest, mountpoint, record};
+
+/// How long `umount` waits for the worker to be gone after the mount is.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// How often a foreground mount looks whether it has ended.
+const GLANCE: Duration = Duration::from_millis(20);
+
+pub(crate) fn mount(
+    args: &MountArgs,
+    global: &Global,
+    settings: Settings,
+) -> Result<ExitCode, Failure> {
+    let request = request(args, settings)?;
+    let mut progress = Progress::new(global.quiet);
+    let launched = launch::launch(&request, &log_words(global), |event| progress.show(event));
+    progress.finish();
+    let launched = launched.map_err(|e| match e {
+        LaunchError::Failed { message, causes } => Failure::new(message).with_causes(causes),
+        other => Failure::of(&other),
+    })?;
+    if !args.foreground {
+        return Ok(ExitCode::SUCCESS);
+    }
+    wait(launched.child)
+}
+
+/// The options of this command that hold for the worker's log as well.
+fn log_words(global: &Global) -> Vec<String> {
+    let mut words = vec!["-v".to_owned(); usize::from(global.verbose)];
+    if global.log_format == LogFormat::Json {
+        words.push("--log-format=json".to_owned());
+    }
+    words
+}
+
+fn request(args: &MountArgs, settings: Settings) -> Result<MountRequest, Failure> {
+    let checked = mountpoint::check(&args.mountpoint).map_err(|e| Failure::of(&e))?;
+    if checked.not_empty {
+        output::note(&format!(
+            "{}: not empty; what is in it is hidden until the image is unmounted",
+            checked.path.display()
+        ));
+    }
+    let mut request = source_request(&args.source, settings)?;
+    request.mountpoint = checked.path;
+    request.on_outage = args.on_outage;
+    request.fill = args.fill.into();
+    request.foreground = args.foreground;
+    for option in &args.options {
+        apply_option(&mut request, option)?;
+    }
+    Ok(request)
+}
+
+/// What an image's source says, for a request that mounts nothing yet: whoever asks fails rather
+/// than waits, and fetches nothing that is not needed.
+pub(super) fn source_request(
+    args: &SourceArgs,
+    settings: Settings,
+) -> Result<MountRequest, Failure> {
+    let Settings {
+        cache_dir,
+        mut insecure_registries,
+        mut ca_files,
+    } = settings;
+    insecure_registries.extend(args.insecure_registry.iter().cloned());
+    for file in &args.ca_file {
+        let absolute = std::path::absolute(file);
+        ca_files.push(absolute.map_err(|e| Failure::new(format!("{}: {e}", file.display())))?);
+    }
+    Ok(MountRequest {
+        image: absolute_image(&args.image)?,
+        mountpoint: PathBuf::new(),
+        platform: args.platform.clone(),
+        cache_dir,
+        offline: args.offline,
+        pull: args.pull.into(),
+        on_outage: Outage::Eio,
+        fill: Fill::Never,
+        trust_index: args.trust_index.into(),
+        insecure_registries,
+        ca_files,
+        suid: false,
+        dev: false,
+        noexec: false,
+        allow_other: None,
+        foreground: true,
+    })
+}
+
+/// The worker runs in `/`: a relative layout or archive is made absolute for it.
+fn absolute_image(image: &str) -> Result<String, Failure> {
+    for scheme in ["oci:", "oci-archive:", "docker-archive:"] {
+        if let Some(path) = image.strip_prefix(scheme).filter(|p| !p.starts_with('/')) {
+            let cwd = std::env::current_dir().map_err(|e| Failure::of(&e))?;
+            let cwd = cwd.to_str().ok_or_else(|| {
+                Failure::new("the working directory is not UTF-8; give the image's full path")
+            })?;
+            return Ok(format!("{scheme}{cwd}/{path}"));
+        }
+    }
+    Ok(image.to_owned())
+}
+
+fn apply_option(request: &mut MountRequest, option: &str) -> Result<(), Failure> {
+    match option {
+        "suid" => request.suid = true,
+        "nosuid" => request.suid = false,
+        "dev" => request.dev = true,
+        "nodev" => request.dev = false,
+        "exec" => request.noexec = false,
+        "noexec" => request.noexec = true,
+        "allow_other" => request.allow_other = Some(true),
+        "noallow_other" => request.allow_other = Some(false),
+        "ro" | "default_permissions" | "" => {}
+        "rw" => {
+            return Err(Failure::new(
+                "an image is read-only; the option rw is not possible",
+            ));
+        }
+        other => {
+            return Err(Failure::new(format!(
+                "mount option `{other}` is not known (suid, dev, noexec, allow_other are)"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Waits for a foreground worker; signals end the mount, not just this process.
+fn wait(mut child: Child) -> Result<ExitCode, Failure> {
+    let ending = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, ending.clone()).map_err(|e| Failure::of(&e))?;
+    }
+    loop {
+        if let Some(status) = child.try_wait().map_err(|e| Failure::of(&e))? {
+            return Ok(if status.success() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        if ending.swap(false, Ordering::Relaxed)
+            && let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed())
+        {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        std::thread::sleep(GLANCE);
+    }
+}
+
+pub(crate) fn umount(args: &UmountArgs) -> Result<(), Failure> {
+    let path = mountpoint::absolute(&args.mountpoint).map_err(|e| Failure::of(&e))?;
+    let known = record::find(&path).map_err(|e| Failure::of(&e))?;
+    if let Some(ended) = known
+        .as_ref()
+        .filter(|r| r.state == record::State::Poisoned)
+        && !mountpoint::is_mounted(&path)
+    {
+        record::forget(ended);
+        return Ok(());
+    }
+    mountpoint::unmount(&path, args.lazy).map_err(|e| Failure::of(&e))?;
+    match known {
+        Some(dead) if dead.state == record::State::Dead => record::forget(&dead),
+        Some(_) if !args.lazy => wait_for_worker(&path),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// So that a script may remove the cache or mount again at once.
+fn wait_for_worker(path: &Path) {
+    let deadline = Instant::now() + GOODBYE;
+    while matches!(record::find(path), Ok(Some(_))) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}

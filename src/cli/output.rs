@@ -1,0 +1,141 @@
+//! Text on standard output and standard error: errors, tables, sizes, completions, the man page.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is where printing is done"
+)]
+
+use std::io::{self, Write};
+
+use clap::CommandFactory;
+
+use crate::cli::args::Args;
+
+/// Why a command failed: one line for everybody, causes for `-v`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    message: String,
+    causes: Vec<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(message: impl Into<String>) -> Failure {
+        Failure {
+            message: message.into(),
+            causes: Vec::new(),
+        }
+    }
+
+    pub(crate) fn with_causes(mut self, causes: Vec<String>) -> Failure {
+        self.causes = causes;
+        self
+    }
+
+    /// From any error and the chain below it.
+    pub(crate) fn of(error: &dyn std::error::Error) -> Failure {
+        let mut causes = Vec::new();
+        let mut cause = error.source();
+        while let Some(e) = cause {
+            causes.push(e.to_string());
+            cause = e.source();
+        }
+        Failure::new(error.to_string()).with_causes(causes)
+    }
+}
+
+/// Prints a failure on standard error.
+pub(crate) fn print_failure(failure: &Failure, verbose: bool) {
+    eprintln!("rsmount: {}", one_line(&failure.message));
+    if verbose {
+        for cause in &failure.causes {
+            eprintln!("  caused by: {}", one_line(cause));
+        }
+    }
+}
+
+/// Prints a note on standard error.
+pub(crate) fn note(text: &str) {
+    eprintln!("rsmount: {}", one_line(text));
+}
+
+/// Remote text must not write over the terminal: control characters become spaces.
+pub(crate) fn one_line(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+/// Prints a line on standard output; a closed pipe is the reader's wish, not an error.
+pub(crate) fn line(text: &str) {
+    let _closed = writeln!(io::stdout(), "{text}");
+}
+
+/// Prints a value as indented JSON.
+pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|e| Failure::of(&e))?;
+    line(&text);
+    Ok(())
+}
+
+/// Prints rows under headings, columns aligned, the last one free.
+pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) {
+    let mut widths: Vec<usize> = headings.iter().map(|h| h.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let headings: Vec<String> = headings.iter().map(|h| (*h).to_owned()).collect();
+    for row in std::iter::once(&headings).chain(rows) {
+        let mut text = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            text.push_str(&format!("{:width$}  ", one_line(cell)));
+        }
+        line(text.trim_end());
+    }
+}
+
+/// A size as people read it, in units of 1000 as docker prints it.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 5] = ["kB", "MB", "GB", "TB", "PB"];
+    if bytes < 1000 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1000.0;
+    let mut unit = 0;
+    while value >= 999.95 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// Prints completions for `shell`.
+pub(crate) fn completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Args::command(), "rsmount", &mut io::stdout());
+}
+
+/// Prints the man page.
+pub(crate) fn man() -> Result<(), Failure> {
+    let page = clap_mangen::Man::new(Args::command());
+    page.render(&mut io::stdout()).map_err(|e| Failure::of(&e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_short() {
+        assert_eq!(size(999), "999 B");
+        assert_eq!(size(1500), "1.5 kB");
+        assert_eq!(size(999_999), "1.0 MB");
+        assert_eq!(size(96_000_000), "96.0 MB");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(one_line("a\u{1b}[2Jb\nc"), "a [2Jb c");
+    }
+}

@@ -1,0 +1,101 @@
+//! `rsmount publish` and `rsmount explain`.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::cli::args::{Global, SourceArgs};
+use crate::cli::mount::source_request;
+use crate::cli::output::{self, Failure, size};
+use crate::cli::progress::Progress;
+use crate::cli::settings::Settings;
+use crate::monitor::{Event, Monitor};
+use crate::mount::explain::{self, Explanation};
+use crate::mount::publish;
+
+/// Shows progress of work that is done in this process.
+struct Shown(Mutex<Progress>);
+
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shown")
+    }
+}
+
+impl Monitor for Shown {
+    fn event(&self, event: Event) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .show(event);
+    }
+}
+
+pub(crate) fn publish(
+    args: &SourceArgs,
+    json: bool,
+    global: &Global,
+    settings: Settings,
+) -> Result<(), Failure> {
+    let request = source_request(args, settings)?;
+    let shown = Arc::new(Shown(Mutex::new(Progress::new(global.quiet))));
+    let done = publish::publish(request, shown.clone()).map_err(|e| Failure::of(&e))?;
+    if json {
+        return output::json(&done);
+    }
+    output::line(&format!(
+        "{}\n  tag      {}\n  indexes  {}\n  hot      {} ({} unpacked)\n  windows  {}",
+        done.pack,
+        done.tag,
+        size(done.meta_bytes),
+        size(done.hot_bytes),
+        size(done.hot_address_bytes),
+        size(done.window_bytes),
+    ));
+    if done.hot_bytes == 0 {
+        output::note(
+            "no start of this image was recorded here, so the pack has no hot pages; mount it, \
+             run what it is for, unmount it and publish again",
+        );
+    }
+    Ok(())
+}
+
+pub(crate) fn explain(args: &SourceArgs, json: bool, settings: Settings) -> Result<(), Failure> {
+    let request = source_request(args, settings)?;
+    let explanation = explain::explain(&request).map_err(|e| Failure::of(&e))?;
+    if json {
+        return output::json(&explanation);
+    }
+    print(&explanation);
+    Ok(())
+}
+
+fn print(e: &Explanation) {
+    let mut text = format!("{} {}\n  digest   {}\n", e.image, e.platform, e.digest);
+    for layer in &e.layers {
+        let known = match layer.by {
+            "index" => format!(
+                "indexed here, {} of {} present",
+                size(layer.present_bytes),
+                size(layer.address_bytes.unwrap_or(0))
+            ),
+            "pack" => "known by the pack".to_owned(),
+            _ => "unknown: a mount streams it first".to_owned(),
+        };
+        let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
+        text += &format!("  layer    {digest}  {:>9}  {known}\n", size(layer.size));
+    }
+    text += &match e.profile_bytes {
+        0 => "  profile  none: no start was recorded here\n".to_owned(),
+        bytes => format!("  profile  {} touched by earlier starts\n", size(bytes)),
+    };
+    text += &match &e.pack.digest {
+        Some(digest) => format!(
+            "  pack     {digest}\n           {}: {}; {} of hot pages\n",
+            if e.pack.used { "used" } else { "not used" },
+            e.pack.why,
+            size(e.pack.hot_bytes)
+        ),
+        None => format!("  pack     not used: {}\n", e.pack.why),
+    };
+    output::line(text.trim_end());
+}

@@ -1,0 +1,308 @@
+//! The bytes of an image's layers: read what is present, fetch what is not.
+//!
+//! A read is answered from the page store of its layer, whose sums are checked. What is absent is
+//! fetched by span: the compressed range goes through the layer's decoder, each span's SHA-256 is
+//! checked, its pages are stored, and whoever waits for it is told. One fetch serves all readers
+//! of a span, and what came along with a span is kept.
+//!
+//! Nobody who reads ever waits here: [`Content::fetch`] returns at once and calls back from a
+//! thread of the network runtime, which starts with the first absent byte.
+
+mod error;
+mod fetch;
+mod fill;
+pub mod first_contact;
+mod flights;
+mod fringe;
+mod hot;
+mod pace;
+mod prefetch;
+pub mod profile;
+mod recorder;
+mod run;
+mod stats;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+use tokio::sync::OnceCell;
+
+pub use error::Error;
+pub use profile::Profile;
+pub use stats::{ContentStats, LayerStats, Proof};
+
+use crate::blob::{Blob, BoxFuture, ByteRange};
+use crate::cache::{Pages, Presence};
+use crate::content::fill::Demand;
+use crate::content::flights::Flights;
+use crate::content::fringe::Fringe;
+use crate::content::hot::Hot;
+use crate::content::pace::Pace;
+use crate::content::recorder::Recorder;
+use crate::content::run::Runs;
+use crate::content::stats::Tally;
+use crate::layer::LayerIndex;
+
+/// What a reader of absent bytes gets while the source cannot be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outage {
+    /// It waits until the source is back.
+    #[default]
+    Wait,
+    /// An error, once the blob's own retries have failed.
+    Eio,
+    /// An error after this many seconds.
+    Seconds(u64),
+}
+
+/// When what nobody asked for is fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fill {
+    /// When readers have been quiet for a while, after one had to wait at all.
+    #[default]
+    Auto,
+    /// Never.
+    Never,
+    /// At once.
+    Now,
+}
+
+/// How fetching behaves.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// What readers get while the source is away.
+    pub outage: Outage,
+    /// When the rest is fetched.
+    pub fill: Fill,
+}
+
+/// Brings the whole index of a layer whose index lacks the windows of its checkpoints.
+pub type Complete =
+    Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<LayerIndex>, Error>> + Send + Sync>;
+
+/// Streams a layer whose index somebody else made, compares, and gives the layer's own pages;
+/// [`Error::Lie`] when the index is not that of the layer.
+pub type Prove = Arc<dyn Fn() -> BoxFuture<'static, Result<Pages, Error>> + Send + Sync>;
+
+/// One layer: what is known of it, what is present of it, and where the rest is.
+#[derive(Clone)]
+pub struct LayerSource {
+    /// Its index.
+    pub index: Arc<LayerIndex>,
+    /// Its pages.
+    pub pages: Arc<Pages>,
+    /// Its blob.
+    pub blob: Arc<dyn Blob>,
+    /// Present when `index` has no windows.
+    pub complete: Option<Complete>,
+    /// Present when `index` and `pages` are a pack's, which nobody has compared with the layer.
+    pub prove: Option<Prove>,
+}
+
+impl std::fmt::Debug for LayerSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerSource")
+            .field("blob", &self.index.blob)
+            .finish_non_exhaustive()
+    }
+}
+
+/// One layer with what is in memory of it.
+#[derive(Debug)]
+struct Layer {
+    number: u32,
+    source: LayerSource,
+    fringe: Fringe,
+    runs: Runs,
+    /// The index with windows, once they were needed.
+    whole: OnceCell<Arc<LayerIndex>>,
+    /// The layer's own pages, once a pack has been proven by streaming it.
+    proven: OnceLock<Pages>,
+}
+
+impl Layer {
+    /// The index to decode by.
+    async fn whole_index(&self) -> Result<Arc<LayerIndex>, Error> {
+        let Some(complete) = &self.source.complete else {
+            return Ok(self.source.index.clone());
+        };
+        self.whole.get_or_try_init(|| complete()).await.cloned()
+    }
+}
+
+/// What whoever serves the content hears of it, once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// The image has become whole.
+    Complete,
+    /// A pack was found to lie: nothing is given out any more.
+    Poisoned,
+}
+
+/// Hears notices.
+pub type OnNotice = Box<dyn Fn(Notice) + Send + Sync>;
+
+/// The bytes of the layers of one image.
+pub struct Content {
+    layers: Vec<Layer>,
+    options: Options,
+    flights: Flights,
+    tally: Tally,
+    pace: Pace,
+    hot: Hot,
+    /// Set for ever when a pack was found to lie.
+    poisoned: AtomicBool,
+    demand: Demand,
+    /// What earlier starts touched, until it is prefetched.
+    profile: Mutex<Option<Profile>>,
+    recorder: Recorder,
+    on_notice: OnceLock<OnNotice>,
+    runtime: OnceLock<Result<Runtime, String>>,
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Content")
+            .field("layers", &self.layers)
+            .field("options", &self.options)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Content {
+    /// The content of `layers`, base first; `profile` is what earlier starts touched.
+    /// `runtime` is one that runs already, if any.
+    pub fn new(
+        layers: Vec<LayerSource>,
+        options: Options,
+        profile: Profile,
+        runtime: Option<Runtime>,
+    ) -> Arc<Content> {
+        let recorder = Recorder::new(layers.iter().map(|l| l.pages.size()));
+        let layer = |(number, source): (u32, LayerSource)| Layer {
+            number,
+            fringe: Fringe::new(source.pages.size()),
+            runs: Runs::default(),
+            whole: OnceCell::new(),
+            proven: OnceLock::new(),
+            source,
+        };
+        Arc::new(Content {
+            layers: (0..).zip(layers).map(layer).collect(),
+            options,
+            flights: Flights::default(),
+            tally: Tally::default(),
+            pace: Pace::default(),
+            hot: Hot::default(),
+            poisoned: AtomicBool::new(false),
+            demand: Demand::default(),
+            profile: Mutex::new(Some(profile)),
+            recorder,
+            on_notice: OnceLock::new(),
+            runtime: runtime.map_or_else(OnceLock::new, |r| OnceLock::from(Ok(r))),
+        })
+    }
+
+    /// Starts what was asked to start at once: [`Fill::Now`], and the proof of packs.
+    pub fn start(self: &Arc<Self>, on_notice: OnNotice) {
+        let _set_once = self.on_notice.set(on_notice);
+        let unproven = self.layers.iter().any(|l| l.source.prove.is_some());
+        if (self.options.fill == Fill::Now && !self.is_complete() || unproven)
+            && let Err(error) = self.begin()
+        {
+            tracing::warn!(%error, "not filling");
+        }
+    }
+
+    /// What this mount's readers touched so far, with what earlier starts did.
+    pub fn profile(&self, earlier: &Profile) -> Profile {
+        self.recorder.profile().merged(earlier)
+    }
+
+    fn notify(&self, notice: Notice) {
+        if let Some(on_notice) = self.on_notice.get() {
+            on_notice(notice);
+        }
+    }
+
+    /// Nothing is given out from now on.
+    fn poison(&self) {
+        self.poisoned.store(true, Ordering::SeqCst);
+        self.notify(Notice::Poisoned);
+    }
+
+    /// Copies `range` of layer `layer` to `out`, which has its length, if it is present; never
+    /// waits. `scratch` is kept by the caller so that no read allocates.
+    pub fn read(
+        &self,
+        layer: u32,
+        range: ByteRange,
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<Presence, Error> {
+        if self.poisoned.load(Ordering::Relaxed) {
+            return Err(Error::Poisoned);
+        }
+        self.recorder.touch(layer, range);
+        let layer = self.layer(layer)?;
+        if let Some(proven) = layer.proven.get()
+            && proven.read(range, out, scratch)? == Presence::Read
+        {
+            return Ok(Presence::Read);
+        }
+        match layer.source.pages.read(range, out, scratch)? {
+            Presence::Read => Ok(Presence::Read),
+            Presence::Absent => layer.fringe.read(&layer.source.pages, range, out, scratch),
+        }
+    }
+
+    /// Whether `range` of layer `layer` is present, as far as the bits say.
+    pub fn is_present(&self, layer: u32, range: ByteRange) -> bool {
+        let of = self.layer(layer);
+        of.is_ok_and(|l| l.source.pages.is_present(range))
+    }
+
+    /// Counts a request that was made for this content from outside.
+    pub fn count_request(&self) {
+        self.tally.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts bytes that were fetched for this content from outside.
+    pub fn count_fetched(&self, bytes: u64) {
+        self.tally.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether everything is present, as far as the bits say.
+    pub fn is_complete(&self) -> bool {
+        self.layers.iter().all(|l| {
+            let pages = l.proven.get().unwrap_or(&l.source.pages);
+            pages.is_present(ByteRange::new(0, pages.size()))
+        })
+    }
+
+    /// The numbers so far.
+    pub fn stats(&self) -> ContentStats {
+        let layer = |l: &Layer| LayerStats {
+            digest: l.source.index.blob.clone(),
+            compressed_bytes: l.source.index.compressed_size,
+            address_bytes: l.source.index.address_size,
+            present_bytes: l.proven.get().unwrap_or(&l.source.pages).present_bytes(),
+            proof: match (&l.source.prove, l.proven.get()) {
+                (None, _) => Proof::Own,
+                (Some(_), None) => Proof::Missing,
+                (Some(_), Some(_)) => Proof::Given,
+            },
+        };
+        self.tally.stats(self.layers.iter().map(layer).collect())
+    }
+
+    fn layer(&self, layer: u32) -> Result<&Layer, Error> {
+        self.layers
+            .get(layer as usize)
+            .ok_or(Error::NoSuchLayer(layer))
+    }
+}

@@ -1,0 +1,198 @@
+//! Background fill: what is absent is fetched while nobody waits, until the image is whole.
+//!
+//! It asks for little at a time (what comes in 50 ms), twice at once so that the link is never
+//! idle, and asks for nothing while a reader waits: what is under way then is the most that a
+//! reader shares the link with.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use crate::content::prefetch::Job;
+use crate::content::{Content, Error, Fill, Notice};
+use crate::layer::SpanStart;
+
+/// Requests at a time: one comes while the other is asked for.
+const REQUESTS: usize = 2;
+
+/// What one request may ask for is what comes in this time.
+const REQUEST_TIME: Duration = Duration::from_millis(50);
+
+/// Bounds of a request: below, asking costs more than it brings; above, a wrong measurement would
+/// keep a reader waiting.
+const REQUEST_BYTES: std::ops::RangeInclusive<u64> = (128 << 10)..=(8 << 20);
+
+/// How long no reader must have waited before a fill that was not asked for begins. Long enough
+/// that a program that was started and has ended does not cost the whole image.
+const QUIET_BEFORE: Duration = Duration::from_secs(10);
+
+/// How long no reader must have waited before a fill that has begun asks again.
+const QUIET_BETWEEN: Duration = Duration::from_millis(100);
+
+/// How often it looks whether it is quiet.
+const GLANCE: Duration = Duration::from_millis(20);
+
+/// Whether readers wait, and since when none does.
+#[derive(Debug)]
+pub(super) struct Demand {
+    since: Instant,
+    waiting: AtomicUsize,
+    last_ms: AtomicU64,
+}
+
+impl Default for Demand {
+    fn default() -> Demand {
+        Demand {
+            since: Instant::now(),
+            waiting: AtomicUsize::new(0),
+            last_ms: AtomicU64::new(0),
+        }
+    }
+}
+
+impl Demand {
+    pub(super) fn enter(&self) {
+        self.waiting.fetch_add(1, Relaxed);
+    }
+
+    pub(super) fn leave(&self) {
+        let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.store(now, Relaxed);
+        self.waiting.fetch_sub(1, Relaxed);
+    }
+
+    /// Whether nobody waits, and nobody did for as long as `quiet`.
+    fn is_quiet(&self, quiet: Duration) -> bool {
+        let last = Duration::from_millis(self.last_ms.load(Relaxed));
+        self.waiting.load(Relaxed) == 0 && self.since.elapsed().saturating_sub(last) >= quiet
+    }
+
+    async fn quiet(&self, quiet: Duration) {
+        while !self.is_quiet(quiet) {
+            tokio::time::sleep(GLANCE).await;
+        }
+    }
+}
+
+impl Content {
+    /// Starts the fill on `runtime`.
+    pub(super) fn fill(self: &Arc<Self>, runtime: &Runtime) {
+        let content = self.clone();
+        let begin = match self.options.fill {
+            Fill::Never => return,
+            Fill::Auto => QUIET_BEFORE,
+            Fill::Now => Duration::ZERO,
+        };
+        runtime.spawn(async move {
+            content.demand.quiet(begin).await;
+            tracing::debug!("filling");
+            match content.prove_all().await {
+                Ok(()) => content.fill_all().await,
+                Err(error) => {
+                    tracing::error!(%error, "nothing more is given out");
+                    return content.poison();
+                }
+            }
+            if content.is_complete() {
+                tracing::info!("the image is whole");
+                content.notify(Notice::Complete);
+            }
+        });
+    }
+
+    /// Streams the layers that are known by a pack only. The error is a lie; when a layer cannot be
+    /// had, it stays unproven.
+    async fn prove_all(&self) -> Result<(), Error> {
+        for layer in &self.layers {
+            let Some(prove) = &layer.source.prove else {
+                continue;
+            };
+            match prove().await {
+                Ok(pages) => drop(layer.proven.set(pages)),
+                Err(error @ Error::Lie(_)) => return Err(error),
+                Err(error) => tracing::warn!(%error, "a layer stays unproven"),
+            }
+        }
+        Ok(())
+    }
+
+    async fn fill_all(self: &Arc<Self>) {
+        let mut under_way = JoinSet::new();
+        let mut quiet = Duration::ZERO;
+        // The smallest remainder first: a layer that is whole is worth more than two halves.
+        for layer in self.by_remainder() {
+            if self
+                .layers
+                .get(layer as usize)
+                .is_some_and(|l| l.proven.get().is_some())
+            {
+                continue;
+            }
+            let mut at = 0;
+            while let Some(job) = self.next_job(layer, at) {
+                if !self.demand.is_quiet(quiet) {
+                    quiet = QUIET_BETWEEN;
+                    self.demand.quiet(quiet).await;
+                }
+                at = job.spans.end;
+                if under_way.len() == REQUESTS {
+                    under_way.join_next().await;
+                }
+                let content = self.clone();
+                under_way.spawn(async move { content.bring_absent(&job).await });
+            }
+        }
+        under_way.join_all().await;
+    }
+
+    fn by_remainder(&self) -> Vec<u32> {
+        let remainder = |n: &u32| {
+            self.layers.get(*n as usize).map(|l| {
+                let pages = &l.source.pages;
+                pages.size().saturating_sub(pages.present_bytes())
+            })
+        };
+        let mut layers: Vec<u32> = self.layers.iter().map(|l| l.number).collect();
+        // Cached, because each look at a remainder reads the bitmap's file.
+        layers.sort_by_cached_key(remainder);
+        layers
+    }
+
+    /// The next absent spans of a layer, from `at` on: about what comes in the time of a request,
+    /// up to a place where decoding can begin, so that nothing is fetched twice.
+    fn next_job(&self, layer: u32, at: usize) -> Option<Job> {
+        let of = self.layers.get(layer as usize)?;
+        let spans = &of.source.index.spans;
+        let first = (at..spans.len()).find(|&span| !of.has_span(span))?;
+        let bytes = self.pace.bytes_in(REQUEST_TIME);
+        let bytes = bytes.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end());
+        let far = spans[first].compressed.start() + bytes;
+        let end = (first + 1..spans.len()).find(|&span| {
+            of.has_span(span)
+                || spans[span].compressed.start() >= far && spans[span].start != SpanStart::Continue
+        });
+        Some(Job {
+            layer,
+            spans: first..end.unwrap_or(spans.len()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_quiet_when_nobody_waits_and_nobody_did() {
+        let demand = Demand::default();
+        assert!(demand.is_quiet(Duration::ZERO));
+        assert!(!demand.is_quiet(Duration::from_secs(60)));
+        demand.enter();
+        assert!(!demand.is_quiet(Duration::ZERO));
+        demand.leave();
+        assert!(demand.is_quiet(Duration::ZERO));
+    }
+}

@@ -1,0 +1,88 @@
+//! Counts of what fetching did.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use crate::oci::Digest;
+
+/// The numbers of an image's content.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContentStats {
+    /// Bytes that came from sources.
+    pub fetched_bytes: u64,
+    /// Streams that were opened.
+    pub requests: u64,
+    /// Fetches that a reader waited for.
+    pub stalled_reads: u64,
+    /// Milliseconds that they waited, together.
+    pub stalled_total_ms: u64,
+    /// Milliseconds that the longest waited.
+    pub stalled_longest_ms: u64,
+    /// Times that bytes did not have their digest.
+    pub verify_failures: u64,
+    /// Whether somebody waits for a source that cannot be reached.
+    pub outage: bool,
+    /// Base first.
+    pub layers: Vec<LayerStats>,
+}
+
+/// The numbers of one layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerStats {
+    /// Blob digest.
+    pub digest: Digest,
+    /// Length of the blob.
+    pub compressed_bytes: u64,
+    /// Length of the uncompressed tar.
+    pub address_bytes: u64,
+    /// How much of that is present.
+    pub present_bytes: u64,
+    /// Whether what is known of it was made here.
+    pub proof: Proof,
+}
+
+/// Who made the index of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// It was made here, from the layer itself.
+    Own,
+    /// It is a pack's, and was not compared yet.
+    Missing,
+    /// It is a pack's, and what was made here is the same.
+    Given,
+}
+
+/// The counters behind [`ContentStats`].
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub(super) fetched_bytes: AtomicU64,
+    pub(super) requests: AtomicU64,
+    pub(super) verify_failures: AtomicU64,
+    /// Runs that wait for a source that cannot be reached.
+    pub(super) outages: AtomicU64,
+    stalled: AtomicU64,
+    stalled_ms: AtomicU64,
+    longest_ms: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn stalled(&self, waited: Duration) {
+        let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        self.stalled.fetch_add(1, Relaxed);
+        self.stalled_ms.fetch_add(ms, Relaxed);
+        self.longest_ms.fetch_max(ms, Relaxed);
+    }
+
+    pub(super) fn stats(&self, layers: Vec<LayerStats>) -> ContentStats {
+        ContentStats {
+            fetched_bytes: self.fetched_bytes.load(Relaxed),
+            requests: self.requests.load(Relaxed),
+            stalled_reads: self.stalled.load(Relaxed),
+            stalled_total_ms: self.stalled_ms.load(Relaxed),
+            stalled_longest_ms: self.longest_ms.load(Relaxed),
+            verify_failures: self.verify_failures.load(Relaxed),
+            outage: self.outages.load(Relaxed) > 0,
+            layers,
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Reading a regular file: which bytes of which layer, or which zeros.
+//!
+//! A file is a sorted list of extents in one layer; what no extent covers is a hole. One read asks
+//! the content for each piece in turn and stops at the first that is absent, which the caller may
+//! have fetched before it asks again.
+
+use crate::blob::ByteRange;
+use crate::cache::Presence;
+use crate::fs::{Error, ImageFs};
+use crate::layer::Extent;
+use crate::tree::NodeKind;
+
+/// Buffers that a thread uses again for every read.
+#[derive(Debug, Default)]
+pub struct ReadBuffer {
+    /// The bytes of the last successful read.
+    pub bytes: Vec<u8>,
+    scratch: Vec<u8>,
+}
+
+/// Bytes of a layer that have to be fetched before a read can be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Absent {
+    /// Which layer.
+    pub layer: u32,
+    /// Which addresses of it.
+    pub range: ByteRange,
+}
+
+/// How a read ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// `ReadBuffer::bytes` has them.
+    Read,
+    /// Fetch this, then ask again.
+    Absent(Absent),
+}
+
+impl ImageFs {
+    /// Reads up to `size` bytes at `offset` of file `ino` into `buffer.bytes`; fewer only at the
+    /// end of the file. Never waits.
+    pub fn read(
+        &self,
+        ino: u64,
+        offset: u64,
+        size: u32,
+        buffer: &mut ReadBuffer,
+    ) -> Result<Outcome, Error> {
+        let (ino, node) = self.node(ino)?;
+        match node.kind {
+            NodeKind::Regular => {}
+            NodeKind::Directory => return Err(Error::IsADirectory),
+            _ => return Err(Error::NotARegularFile),
+        }
+        let wanted = ByteRange::new(
+            offset.min(node.size),
+            node.size.min(offset.saturating_add(u64::from(size))),
+        );
+        let ReadBuffer { bytes, scratch } = buffer;
+        bytes.clear();
+        bytes.resize(wanted.len() as usize, 0);
+        let (layer, extents) = self.tree.extents(ino);
+        let first = extents.partition_point(|e| e.file_offset + e.len <= wanted.start());
+        for extent in &extents[first..] {
+            let Some((part, address)) = overlap(extent, wanted) else {
+                break;
+            };
+            let at = (part.start() - wanted.start()) as usize;
+            let out = &mut bytes[at..at + part.len() as usize];
+            match self.content.read(layer.0, address, out, scratch) {
+                Ok(Presence::Read) => {}
+                Ok(Presence::Absent) => {
+                    return Ok(Outcome::Absent(Absent {
+                        layer: layer.0,
+                        range: address,
+                    }));
+                }
+                Err(_) => return Err(Error::Io),
+            }
+        }
+        self.counters.count_read_bytes(wanted.len());
+        Ok(Outcome::Read)
+    }
+}
+
+/// The part of `wanted` that `extent` covers: as file offsets and as addresses.
+fn overlap(extent: &Extent, wanted: ByteRange) -> Option<(ByteRange, ByteRange)> {
+    let file = ByteRange::at(extent.file_offset, extent.len)?;
+    let part = file.intersect(wanted)?;
+    let address = ByteRange::at(
+        extent.address + (part.start() - extent.file_offset),
+        part.len(),
+    )?;
+    Some((part, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_covers_part_of_a_read() {
+        let extent = Extent {
+            file_offset: 100,
+            address: 1536,
+            len: 50,
+        };
+        let (part, address) = overlap(&extent, ByteRange::new(120, 4096)).unwrap();
+        assert_eq!(part, ByteRange::new(120, 150));
+        assert_eq!(address, ByteRange::new(1556, 1586));
+        assert!(overlap(&extent, ByteRange::new(150, 200)).is_none());
+    }
+}

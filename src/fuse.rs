@@ -1,0 +1,18 @@
+//! FUSE: translates kernel requests to [`ImageFs`](crate::fs::ImageFs) calls and back. Decides nothing.
+//!
+//! The tree is immutable, so the kernel is told to keep everything: entries, attributes and
+//! negative entries for ever, directory listings and symbolic links cached. OPEN and OPENDIR are
+//! answered ENOSYS once (`FUSE_NO_OPEN_SUPPORT`, `FUSE_NO_OPENDIR_SUPPORT`), after which the kernel
+//! opens without asking and keeps pages and listings over a reopen. A warm `find`, `stat` or
+//! open+read+close therefore sends no request at all.
+//!
+//! A READ whose bytes are absent is handed, with its owned reply, to the content's fetcher; the
+//! thread takes the next request at once. So a thousand readers of absent bytes wait in a list,
+//! not in these threads, and `max_background` lets the kernel hold that many.
+//!
+//! Deadlock to keep away from: the process must not touch its own mount from a session thread.
+
+mod adapter;
+pub mod session;
+
+pub use session::{MountFlags, Session, Unmounter};

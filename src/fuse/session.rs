@@ -1,0 +1,190 @@
+//! A mounted session: options, device, threads, end.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fuser::{Config, MountOption, SessionACL};
+use rustix::mount::{MountFlags as MountFlagBits, UnmountFlags};
+
+use crate::fs::ImageFs;
+use crate::fuse::adapter::Adapter;
+
+/// Threads that answer requests. Two: one keeps answering while the other copies a large read;
+/// more gain nothing on a path that never waits.
+const THREADS: usize = 2;
+
+/// Longest source name shown in `/proc/mounts`; fusermount3 refuses very long option strings.
+const SOURCE_BYTES_MAX: usize = 200;
+
+/// Mount flags that a person may choose.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct MountFlags {
+    /// Honour set-id bits.
+    pub suid: bool,
+    /// Honour device nodes.
+    pub dev: bool,
+    /// Refuse execution.
+    pub noexec: bool,
+    /// Let other users in (subject to the files' permissions).
+    pub allow_other: bool,
+}
+
+/// A mounted file system that is not yet served.
+#[derive(Debug)]
+pub struct Session {
+    session: fuser::Session<Adapter>,
+    mountpoint: PathBuf,
+    helped: bool,
+}
+
+/// Ends a session from another thread.
+#[derive(Debug)]
+pub struct Unmounter {
+    way: Way,
+}
+
+#[derive(Debug)]
+enum Way {
+    /// By umount(2).
+    Directly(PathBuf),
+    /// By fusermount3, as it was mounted.
+    Helped(fuser::SessionUnmounter),
+}
+
+impl Unmounter {
+    /// Unmounts. When something on the mount is busy this fails, and nothing has changed.
+    pub fn unmount(&mut self) -> io::Result<()> {
+        match &mut self.way {
+            Way::Directly(path) => Ok(rustix::mount::unmount(&*path, UnmountFlags::NOFOLLOW)?),
+            Way::Helped(unmounter) => unmounter.unmount(),
+        }
+    }
+}
+
+impl Session {
+    /// Mounts `fs` on `mountpoint`; `source` is what `/proc/mounts` shows as its device. Needs
+    /// `CAP_SYS_ADMIN`, or else `fusermount3`.
+    pub fn mount(
+        fs: Arc<ImageFs>,
+        mountpoint: &Path,
+        source: &str,
+        flags: MountFlags,
+    ) -> io::Result<Session> {
+        let mut config = Config::default();
+        config.acl = if flags.allow_other {
+            SessionACL::All
+        } else {
+            SessionACL::Owner
+        };
+        config.n_threads = Some(THREADS);
+        let source = shown_source(source);
+        let (session, helped) = match mount_directly(mountpoint, &source, flags) {
+            Ok(device) => {
+                let acl = config.acl;
+                let session = fuser::Session::from_fd(Adapter::new(fs), device, acl, config);
+                let undo = |_: &io::Error| {
+                    let _gone = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH);
+                };
+                (session.inspect_err(undo)?, false)
+            }
+            // fusermount3 would ignore them, and the mount be another one than was asked for.
+            Err(rustix::io::Errno::PERM) if flags.suid || flags.dev => {
+                return Err(io::Error::new(
+                    io::ErrorKind::PermissionDenied,
+                    "only root may use the options suid and dev; leave them out",
+                ));
+            }
+            Err(rustix::io::Errno::PERM) => {
+                config.mount_options = mount_options(source, flags.noexec);
+                (
+                    fuser::Session::new(Adapter::new(fs), mountpoint, &config)?,
+                    true,
+                )
+            }
+            Err(e) => return Err(e.into()),
+        };
+        Ok(Session {
+            session,
+            mountpoint: mountpoint.to_owned(),
+            helped,
+        })
+    }
+
+    /// A handle that ends this session.
+    pub fn unmounter(&mut self) -> Unmounter {
+        let way = if self.helped {
+            Way::Helped(self.session.unmount_callable())
+        } else {
+            Way::Directly(self.mountpoint.clone())
+        };
+        Unmounter { way }
+    }
+
+    /// Answers requests until the file system is unmounted by whomever.
+    pub fn serve(self) -> io::Result<()> {
+        self.session.run()
+    }
+}
+
+/// What stands in `/proc/mounts` as the device: no control characters, no option separator.
+fn shown_source(source: &str) -> String {
+    let source: String = source
+        .chars()
+        .filter(|c| !c.is_control() && *c != ',')
+        .collect();
+    source[..source.floor_char_boundary(SOURCE_BYTES_MAX)].to_owned()
+}
+
+/// mount(2) by ourselves: so that the type says `fuse.rsmount`, which is how other tools and
+/// `rsmount umount` know our mounts (`fuser` would mount the bare type `fuse`).
+fn mount_directly(
+    mountpoint: &Path,
+    source: &str,
+    flags: MountFlags,
+) -> Result<OwnedFd, rustix::io::Errno> {
+    let device = rustix::fs::open(
+        "/dev/fuse",
+        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    let mut data = format!(
+        "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
+        device.as_raw_fd(),
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    if flags.allow_other {
+        data.push_str(",allow_other");
+    }
+    let mut mount_flags = MountFlagBits::RDONLY;
+    mount_flags.set(MountFlagBits::NOSUID, !flags.suid);
+    mount_flags.set(MountFlagBits::NODEV, !flags.dev);
+    mount_flags.set(MountFlagBits::NOEXEC, flags.noexec);
+    let data = std::ffi::CString::new(data).map_err(|_| rustix::io::Errno::INVAL)?;
+    rustix::mount::mount(
+        source,
+        mountpoint,
+        "fuse.rsmount",
+        mount_flags,
+        Some(&*data),
+    )?;
+    Ok(device)
+}
+
+/// For fusermount3, which grants neither set-id bits nor devices.
+fn mount_options(source: String, noexec: bool) -> Vec<MountOption> {
+    let mut options = vec![
+        MountOption::RO,
+        MountOption::DefaultPermissions,
+        MountOption::FSName(source),
+        MountOption::Subtype("rsmount".to_owned()),
+        MountOption::NoSuid,
+        MountOption::NoDev,
+    ];
+    if noexec {
+        options.push(MountOption::NoExec);
+    }
+    options
+}

@@ -1,0 +1,27 @@
+//! Mounts: the composition root. The only room that names all others, and the only place where a
+//! reference, a registry, a cache, a tree and FUSE are wired together.
+//!
+//! [`launch`] (in the command) starts a fresh process that runs [`worker`]: spawned before any
+//! thread exists, holding nothing of the caller's. The two talk in JSON lines: the
+//! [`MountRequest`] goes in, progress events and then `ready` or `failed` come out.
+
+pub mod assemble;
+pub mod control;
+mod error;
+pub mod explain;
+pub mod launch;
+mod learn;
+pub mod mountpoint;
+mod pack;
+pub mod publish;
+mod readahead;
+pub mod record;
+mod refused;
+pub mod request;
+mod resolve;
+mod source;
+pub mod stats;
+pub mod worker;
+
+pub use error::Error;
+pub use request::{MountRequest, Pull, TrustIndex};

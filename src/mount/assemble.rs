@@ -1,0 +1,324 @@
+//! From a request to a file system: resolve, make every layer known, merge, wire.
+//!
+//! A layer is known by the index that was made here, else by a pack that may be used, else it
+//! streams past now (first contact).
+
+use std::sync::Arc;
+
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+
+use crate::cache::{Cache, StoredLayer};
+use crate::content::first_contact::{self, Wanted};
+use crate::content::{Content, LayerSource, Options, Profile};
+use crate::fs::ImageFs;
+use crate::layer::{LayerIndex, codec};
+use crate::monitor::{Event, Monitor};
+use crate::mount::error::Error;
+use crate::mount::learn::Learner;
+use crate::mount::pack::{self, Finding, Pack};
+use crate::mount::request::{MountRequest, Pull};
+use crate::mount::resolve::{Image, Resolver};
+use crate::mount::source::{self, Access, LateSource, Source};
+use crate::oci::{Descriptor, ImageManifest, ImageName, Platform};
+use crate::tree::Tree;
+
+/// A file system that can be mounted, and what it was made from.
+#[derive(Debug)]
+pub(crate) struct Assembled {
+    pub(crate) fs: Arc<ImageFs>,
+    pub(crate) image: ResolvedImage,
+    /// Base first.
+    pub(crate) indexes: Vec<Arc<LayerIndex>>,
+    /// Keeps what this start teaches.
+    pub(crate) learner: Learner,
+    /// Where absent bytes come from, for people.
+    pub(crate) source: String,
+}
+
+/// What was resolved.
+#[derive(Debug, Clone)]
+pub(crate) struct ResolvedImage {
+    pub(crate) digest: crate::oci::Digest,
+    pub(crate) platform: Platform,
+}
+
+/// What is known of each layer, base first, and how to learn the rest.
+struct Known {
+    image: Image,
+    layers: Vec<Option<StoredLayer>>,
+    pack: Option<Pack>,
+    /// The source and its threads, when somebody had to be asked already.
+    opened: Option<(Runtime, Source)>,
+}
+
+impl Known {
+    fn is_enough(&self) -> bool {
+        self.pack.is_some() || self.layers.iter().all(Option::is_some)
+    }
+}
+
+/// Makes the file system of `request`; `interrupted` ends it early.
+pub(crate) fn assemble(
+    request: &MountRequest,
+    monitor: Arc<dyn Monitor>,
+    interrupted: &Notify,
+) -> Result<Assembled, Error> {
+    let cache = Cache::open(&request.cache_dir)?;
+    let access = source::access(request)?;
+    let resolver = Resolver::new(request, &access, &cache)?;
+    let local = match resolver.cached()? {
+        Some(image) => Some(known_here(request, &access, &cache, image)?),
+        None => None,
+    };
+    let known = match local {
+        Some(known) if known.is_enough() => known,
+        _ if request.offline && matches!(access.name, ImageName::Registry(_)) => {
+            return Err(Error::Offline(request.image.clone()));
+        }
+        local => {
+            let contact = Contact {
+                request,
+                access: &access,
+                cache: &cache,
+                resolver,
+                monitor,
+            };
+            contact.run(local, interrupted)?
+        }
+    };
+    wire(request, &cache, access, known)
+}
+
+/// What is known without asking anybody.
+fn known_here(
+    request: &MountRequest,
+    access: &Access,
+    cache: &Cache,
+    image: Image,
+) -> Result<Known, Error> {
+    let layers = stored_layers(cache, &image.manifest)?;
+    let mut known = Known {
+        image,
+        layers,
+        pack: None,
+        opened: None,
+    };
+    remember_pack(request, access, cache, &mut known);
+    Ok(known)
+}
+
+/// Takes the pack that an earlier mount has used, if one is needed.
+fn remember_pack(request: &MountRequest, access: &Access, cache: &Cache, known: &mut Known) {
+    if !known.is_enough() {
+        known.pack = pack::remembered(cache, request.trust_index, &access.name, &known.image);
+    }
+}
+
+/// The layers of the image that have an index in the cache.
+fn stored_layers(
+    cache: &Cache,
+    manifest: &ImageManifest,
+) -> Result<Vec<Option<StoredLayer>>, Error> {
+    let stored = |layer: &Descriptor| Ok(cache.layer(&layer.digest)?);
+    manifest.layers.iter().map(stored).collect()
+}
+
+/// The first meeting with an image: somebody has to be asked.
+struct Contact<'a> {
+    request: &'a MountRequest,
+    access: &'a Access,
+    cache: &'a Cache,
+    resolver: Resolver<'a>,
+    monitor: Arc<dyn Monitor>,
+}
+
+impl Contact<'_> {
+    /// `local` is what is known here, which is not enough.
+    fn run(self, local: Option<Known>, interrupted: &Notify) -> Result<Known, Error> {
+        let runtime =
+            Content::new_runtime().map_err(Error::io("cannot start the network threads"))?;
+        let met = runtime.block_on(async {
+            tokio::select! {
+                done = self.meet(local) => done,
+                () = interrupted.notified() => Err(Error::Interrupted),
+            }
+        });
+        let (mut known, source) = met?;
+        // Its connections live as long as the threads.
+        known.opened = Some((runtime, source));
+        Ok(known)
+    }
+
+    async fn meet(&self, local: Option<Known>) -> Result<(Known, Source), Error> {
+        let source = self.access.open()?;
+        let mut known = self.resolve(&source, local).await?;
+        if !known.is_enough() {
+            self.stream(&source, &mut known).await?;
+        }
+        Ok((known, source))
+    }
+
+    async fn stream(&self, source: &Source, known: &mut Known) -> Result<(), Error> {
+        let image = &known.image;
+        let layers = image.manifest.layers.len();
+        self.monitor.event(Event::Resolved {
+            digest: image.digest.clone(),
+            layers,
+        });
+        let mut wanted = Vec::with_capacity(layers);
+        for (layer, diff_id) in image.manifest.layers.iter().zip(&image.config.diff_ids) {
+            let blob = source.blob(layer)?;
+            wanted.push(Wanted {
+                descriptor: layer.clone(),
+                diff_id: diff_id.clone(),
+                blob,
+            });
+        }
+        let stored = first_contact::ingest(self.cache, wanted, self.monitor.clone()).await?;
+        known.layers = stored.into_iter().map(Some).collect();
+        Ok(())
+    }
+
+    async fn resolve(&self, source: &Source, local: Option<Known>) -> Result<Known, Error> {
+        if let Some(mut known) = local {
+            self.look_for_pack(source, &mut known).await;
+            return Ok(known);
+        }
+        match self.ask(source).await {
+            Err(Error::Blob(e)) if e.is_transient() && self.request.pull == Pull::Newer => {
+                let Some(image) = self.resolver.known()? else {
+                    return Err(Error::Blob(e));
+                };
+                let message = format!("{e}; using what was known of {}", self.request.image);
+                self.monitor.event(Event::Warning { message });
+                known_here(self.request, self.access, self.cache, image)
+            }
+            asked => asked,
+        }
+    }
+
+    /// Configuration and pack are asked for at the same time.
+    async fn ask(&self, source: &Source) -> Result<Known, Error> {
+        let asked = self.resolver.ask(source).await?;
+        let layers = stored_layers(self.cache, &asked.manifest)?;
+        let wanted = self.admits_packs() && layers.iter().any(Option::is_none);
+        let find = async {
+            match wanted {
+                true => pack::find(source, &asked.digest).await,
+                false => None,
+            }
+        };
+        let (image, found) = tokio::join!(self.resolver.configured(source, &asked), find);
+        let mut known = Known {
+            image: image?,
+            layers,
+            pack: None,
+            opened: None,
+        };
+        if let Some(found) = found {
+            self.take(found, &mut known);
+        }
+        remember_pack(self.request, self.access, self.cache, &mut known);
+        Ok(known)
+    }
+
+    fn admits_packs(&self) -> bool {
+        pack::admits(self.request.trust_index, &self.access.name).is_ok()
+    }
+
+    async fn look_for_pack(&self, source: &Source, known: &mut Known) {
+        if self.admits_packs()
+            && let Some(found) = pack::find(source, &known.image.digest).await
+        {
+            self.take(found, known);
+        }
+    }
+
+    fn take(&self, found: pack::Found, known: &mut Known) {
+        match found.accept(self.cache, &self.access.name, &known.image) {
+            Finding::Used(pack) => known.pack = Some(*pack),
+            Finding::Not(why) => {
+                let message = format!("a pack of {} is not used: {why}", self.request.image);
+                self.monitor.event(Event::Warning { message });
+            }
+        }
+    }
+}
+
+fn wire(
+    request: &MountRequest,
+    cache: &Cache,
+    access: Access,
+    known: Known,
+) -> Result<Assembled, Error> {
+    let described = access.describe();
+    let Known {
+        image,
+        layers,
+        pack,
+        opened,
+    } = known;
+    let (runtime, source) = opened.map_or((None, None), |(r, s)| (Some(r), Some(s)));
+    let late = LateSource::new(access, source, request.offline);
+    let own: Vec<bool> = layers.iter().map(Option::is_some).collect();
+    let mut sources = Vec::with_capacity(layers.len());
+    for (at, stored) in layers.into_iter().enumerate() {
+        let descriptor = &image.manifest.layers[at];
+        sources.push(match (stored, &pack) {
+            (Some(stored), _) => own_layer(&stored, descriptor, &late)?,
+            (None, Some(pack)) => pack::layer(pack, at, cache, &late, &image.manifest)?,
+            (None, None) => return Err(Error::Content(crate::content::Error::Abandoned)),
+        });
+    }
+    let indexes: Vec<Arc<LayerIndex>> = sources.iter().map(|s| s.index.clone()).collect();
+    let tree = Tree::merge(&indexes).map_err(|source| Error::Merge {
+        image: request.image.clone(),
+        source,
+    })?;
+    let learner = Learner::new(cache.clone(), &image.manifest);
+    let earlier = match pack {
+        // Its hot pages come without being asked for.
+        Some(_) => Profile::default(),
+        None => learner.earlier(),
+    };
+    let options = Options {
+        outage: request.on_outage,
+        fill: request.fill,
+    };
+    let content = Content::new(sources, options, earlier, runtime);
+    if let Some(pack) = &pack
+        && !request.offline
+    {
+        pack::stream_hot(pack, &content, &late, &own)?;
+    }
+    Ok(Assembled {
+        fs: Arc::new(ImageFs::new(tree, content)),
+        image: ResolvedImage {
+            digest: image.digest,
+            platform: image.platform,
+        },
+        indexes,
+        learner,
+        source: described,
+    })
+}
+
+/// A layer whose index was made here.
+fn own_layer(
+    stored: &StoredLayer,
+    descriptor: &Descriptor,
+    late: &Arc<LateSource>,
+) -> Result<LayerSource, Error> {
+    let index = codec::decode(&stored.index()?).map_err(|source| Error::Index {
+        layer: descriptor.digest.clone(),
+        source,
+    })?;
+    Ok(LayerSource {
+        index: Arc::new(index),
+        pages: Arc::new(stored.pages()?),
+        blob: late.blob(descriptor.clone()),
+        complete: None,
+        prove: None,
+    })
+}

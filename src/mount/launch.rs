@@ -1,0 +1,163 @@
+//! Starting a worker: a fresh process that holds none of the caller's descriptors, so that
+//! `x=$(rsmount IMAGE MNT)` returns, and that says on a pipe how it gets on.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use crate::monitor::Event;
+use crate::mount::record::Record;
+use crate::mount::request::MountRequest;
+
+/// One line from the worker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Message {
+    /// Progress.
+    Event(Event),
+    /// The mount can be used.
+    Ready(Record),
+    /// It cannot be mounted. The first line is for everybody, the rest for `-v`.
+    Failed {
+        /// What is wrong and what to do.
+        message: String,
+        /// Causes, outermost first.
+        causes: Vec<String>,
+    },
+}
+
+/// A worker that serves.
+#[derive(Debug)]
+pub struct Launched {
+    /// What it serves.
+    pub record: Record,
+    /// The process.
+    pub child: Child,
+}
+
+/// Why no worker serves.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// The worker said why.
+    #[error("{message}")]
+    Failed {
+        /// What is wrong and what to do.
+        message: String,
+        /// Causes, outermost first.
+        causes: Vec<String>,
+    },
+    /// The worker ended without a word.
+    #[error("the worker ended unexpectedly ({status}); see {}", .log.display())]
+    Died {
+        /// How it ended.
+        status: String,
+        /// Where it may have said more.
+        log: PathBuf,
+    },
+    /// It could not be started.
+    #[error("cannot start the worker: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// Starts a worker for `request` and waits until its mount can be used; `on_event` hears about the
+/// progress; `words` are options for its log. Must be called before the process has threads.
+pub fn launch(
+    request: &MountRequest,
+    words: &[String],
+    mut on_event: impl FnMut(Event),
+) -> Result<Launched, LaunchError> {
+    let log = log_path();
+    inherit_nothing()?;
+    let mut child = Command::new("/proc/self/exe")
+        .arg0("rsmount")
+        .arg("worker")
+        .args(words)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(stderr_of_worker(request, &log)?)
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(&serde_json::to_vec(request).map_err(io::Error::other)?)?;
+    }
+    let stdout = child
+        .stdout
+        .take()
+        .ok_or_else(|| io::Error::other("no pipe"))?;
+    for line in BufReader::new(stdout).lines() {
+        match serde_json::from_str(&line?).map_err(io::Error::other)? {
+            Message::Event(event) => on_event(event),
+            Message::Ready(record) => return Ok(Launched { record, child }),
+            Message::Failed { message, causes } => {
+                let _status = child.wait();
+                return Err(LaunchError::Failed { message, causes });
+            }
+        }
+    }
+    let status = child.wait()?.to_string();
+    Err(LaunchError::Died { status, log })
+}
+
+/// Where workers in the background write their log: `RSMOUNT_LOG_FILE`, else `/var/log/rsmount.log`
+/// for root, else below `XDG_STATE_HOME`.
+pub fn log_path() -> PathBuf {
+    if let Some(path) = std::env::var_os("RSMOUNT_LOG_FILE") {
+        return path.into();
+    }
+    if rustix::process::geteuid().is_root() {
+        return "/var/log/rsmount.log".into();
+    }
+    let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/state"));
+    let state = std::env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .or_else(home);
+    state
+        .unwrap_or_else(std::env::temp_dir)
+        .join("rsmount/rsmount.log")
+}
+
+fn stderr_of_worker(request: &MountRequest, log: &PathBuf) -> io::Result<Stdio> {
+    if request.foreground {
+        return Ok(Stdio::inherit());
+    }
+    if let Some(dir) = log.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let opened = OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .open(log);
+    // A log that cannot be written must not keep an image from being mounted.
+    Ok(opened.map_or_else(|_| Stdio::null(), |file: File| file.into()))
+}
+
+/// Marks every descriptor above stderr close-on-exec: whatever the caller left open for us (a
+/// lock, a pipe that a script waits on) is not for the worker.
+fn inherit_nothing() -> io::Result<()> {
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        let Some(fd) = name
+            .to_str()
+            .and_then(|n| n.parse::<i32>().ok())
+            .filter(|n| *n > 2)
+        else {
+            continue;
+        };
+        close_on_exec(fd);
+    }
+    Ok(())
+}
+
+#[allow(unsafe_code)]
+fn close_on_exec(fd: i32) {
+    // SAFETY: the descriptor is only borrowed for one fcntl that changes a flag. Should it have
+    // been closed since the directory was read (the directory's own has), fcntl says EBADF.
+    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+    let _bad_descriptor = rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC);
+}

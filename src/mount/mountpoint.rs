@@ -1,0 +1,211 @@
+//! Mountpoints: what may be mounted on, what is mounted there, and how to unmount it.
+
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::mount::UnmountFlags;
+
+/// File system type in `/proc/self/mountinfo`.
+const FS_TYPE: &[u8] = b"fuse.rsmount";
+
+/// Why a path cannot be mounted on or unmounted.
+#[derive(Debug, thiserror::Error)]
+pub enum MountpointError {
+    /// Nothing there.
+    #[error("{0}: no such directory; create it first (mkdir -p)")]
+    Missing(PathBuf),
+    /// Something else there.
+    #[error("{0}: not a directory; an image can be mounted on a directory only")]
+    NotADirectory(PathBuf),
+    /// Already ours.
+    #[error("{0}: an image is mounted here already; unmount it first (rsmount umount {0})")]
+    AlreadyMounted(PathBuf),
+    /// The server of what is mounted there has died.
+    #[error("{0}: a dead mount is in the way; clean it up first (rsmount umount {0})")]
+    Dead(PathBuf),
+    /// Nothing to unmount.
+    #[error("{0}: no image is mounted here (rsmount ps lists what is)")]
+    NotMounted(PathBuf),
+    /// Mounted, but not by this user.
+    #[error("{0}: another user mounted this image; ask them (root may unmount it)")]
+    NotYours(PathBuf),
+    /// Somebody uses it.
+    #[error("{0}: busy; a process has its working directory or a file there (fuser -vm {0})")]
+    Busy(PathBuf),
+    /// Anything else.
+    #[error("{0}: {1}")]
+    Io(PathBuf, #[source] io::Error),
+}
+
+/// What was found out about a usable mountpoint.
+#[derive(Debug)]
+pub struct Checked {
+    /// Absolute, without links.
+    pub path: PathBuf,
+    /// Whether something will be hidden.
+    pub not_empty: bool,
+}
+
+/// Checks that an image can be mounted on `path`.
+pub fn check(path: &Path) -> Result<Checked, MountpointError> {
+    use MountpointError as E;
+    let meta = path.metadata().map_err(|e| match e.raw_os_error() {
+        Some(code) if code == rustix::io::Errno::NOENT.raw_os_error() => E::Missing(path.into()),
+        Some(code) if code == rustix::io::Errno::NOTDIR.raw_os_error() => {
+            E::NotADirectory(path.into())
+        }
+        Some(code) if code == rustix::io::Errno::NOTCONN.raw_os_error() => E::Dead(path.into()),
+        _ => E::Io(path.into(), e),
+    })?;
+    if !meta.is_dir() {
+        return Err(E::NotADirectory(path.into()));
+    }
+    let path = path.canonicalize().map_err(|e| E::Io(path.into(), e))?;
+    if is_mounted(&path) {
+        return Err(E::AlreadyMounted(path));
+    }
+    let not_empty = std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
+    Ok(Checked { path, not_empty })
+}
+
+/// Whether one of our file systems is mounted exactly at `path` (absolute, without links).
+pub fn is_mounted(path: &Path) -> bool {
+    device(path).is_some()
+}
+
+/// `MAJOR:MINOR` of our file system that is mounted exactly at `path`, the newest when several are
+/// stacked there. From the mount table (proc(5), mountinfo), because stat(2) would ask the mount.
+pub(super) fn device(path: &Path) -> Option<String> {
+    let table = std::fs::read("/proc/self/mountinfo").ok()?;
+    table.rsplit(|b| *b == b'\n').find_map(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        let device = fields.nth(2)?;
+        let at = fields.nth(1)?;
+        let kind = fields.skip_while(|f| *f != b"-").nth(1);
+        let ours = kind == Some(FS_TYPE) && unescape(at) == path.as_os_str().as_bytes();
+        ours.then(|| String::from_utf8_lossy(device).into_owned())
+    })
+}
+
+/// Why there is no record of a mount at `path`.
+pub fn unknown(path: &Path) -> MountpointError {
+    if is_mounted(path) {
+        MountpointError::NotYours(path.into())
+    } else {
+        MountpointError::NotMounted(path.into())
+    }
+}
+
+/// Undoes the octal escapes of mountinfo (proc(5)).
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&byte, tail)) = rest.split_first() {
+        let code = (byte == b'\\').then(|| tail.get(..3)).flatten();
+        let code = code.and_then(|d| std::str::from_utf8(d).ok());
+        match code.and_then(|d| u8::from_str_radix(d, 8).ok()) {
+            Some(escaped) => {
+                out.push(escaped);
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(byte);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+/// An absolute form of `path` that never asks the file system at `path` itself, whose server may
+/// be dead.
+pub fn absolute(path: &Path) -> io::Result<PathBuf> {
+    let path = std::path::absolute(path)?;
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(path);
+    };
+    Ok(parent
+        .canonicalize()
+        .map_or_else(|_| path.clone(), |p| p.join(name)))
+}
+
+/// Unmounts what is mounted at `path`, as root directly, else through fusermount3. With `lazy`, a
+/// busy mount is detached and ends when its last user does.
+pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountpointError> {
+    use MountpointError as E;
+    if !is_mounted(path) {
+        return Err(E::NotMounted(path.into()));
+    }
+    let flags = if lazy {
+        UnmountFlags::DETACH
+    } else {
+        UnmountFlags::empty()
+    };
+    match rustix::mount::unmount(path, flags | UnmountFlags::NOFOLLOW) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::BUSY) => Err(E::Busy(path.into())),
+        Err(rustix::io::Errno::PERM) => fusermount(path, lazy),
+        Err(e) => Err(E::Io(path.into(), e.into())),
+    }
+}
+
+/// Ends the mount at `path` at once, whoever uses it: every request fails from now on, and names and
+/// pages that the kernel remembers are out of reach.
+pub(crate) fn abort(path: &Path) {
+    let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
+    if let Err(error) = rustix::mount::unmount(path, flags)
+        && let Err(also) = fusermount(path, true)
+    {
+        tracing::error!(%error, %also, "the mount could not be ended");
+    }
+}
+
+fn fusermount(path: &Path, lazy: bool) -> Result<(), MountpointError> {
+    let flag = if lazy { "-uz" } else { "-u" };
+    let output = Command::new("fusermount3")
+        .arg(flag)
+        .arg("--")
+        .arg(path)
+        .output();
+    let output = output.map_err(|e| MountpointError::Io(path.into(), e))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    // fusermount3 looks only for entries of its caller.
+    if said.contains("not found in") {
+        return Err(MountpointError::NotYours(path.into()));
+    }
+    if said.contains("busy") {
+        return Err(MountpointError::Busy(path.into()));
+    }
+    Err(MountpointError::Io(path.into(), io::Error::other(said)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_escapes_are_undone() {
+        assert_eq!(unescape(b"/a\\040b\\134"), b"/a b\\");
+        assert_eq!(unescape(b"/plain\\"), b"/plain\\");
+    }
+
+    #[test]
+    fn what_cannot_be_mounted_on_is_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            check(&dir.path().join("x")),
+            Err(MountpointError::Missing(_))
+        ));
+        std::fs::write(dir.path().join("f"), "").unwrap();
+        assert!(matches!(
+            check(&dir.path().join("f")),
+            Err(MountpointError::NotADirectory(_))
+        ));
+        assert!(check(dir.path()).unwrap().not_empty);
+    }
+}

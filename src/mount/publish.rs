@@ -1,0 +1,178 @@
+//! Publishing: what this node learned of an image goes back to its repository, as a pack.
+
+use std::sync::{Arc, mpsc};
+
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::runtime::Runtime;
+use tokio::sync::Notify;
+
+use crate::blob::{self, ByteRange};
+use crate::cache::{Cache, Presence};
+use crate::content::{Content, Profile};
+use crate::layer::LayerIndex;
+use crate::monitor::Monitor;
+use crate::mount::assemble::{self, Assembled};
+use crate::mount::error::Error;
+use crate::mount::request::{MountRequest, TrustIndex};
+use crate::mount::source::{self, Source};
+use crate::oci::{Descriptor, Digest};
+use crate::pack::hot::{HotWriter, RANGE_PAGES_MAX};
+use crate::pack::manifest::{EMPTY_BYTES, MANIFEST};
+use crate::pack::meta::without_windows;
+use crate::pack::{HotRange, Meta, PackManifest, windows};
+
+/// What was published.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Published {
+    /// Digest of the image manifest.
+    pub image: String,
+    /// Digest of the pack's manifest.
+    pub pack: String,
+    /// The tag that leads to it.
+    pub tag: String,
+    /// Compressed bytes of indexes and profile.
+    pub meta_bytes: u64,
+    /// Compressed bytes of hot pages.
+    pub hot_bytes: u64,
+    /// Bytes of hot pages when unpacked.
+    pub hot_address_bytes: u64,
+    /// Bytes of windows.
+    pub window_bytes: u64,
+}
+
+/// Publishes a pack of the image of `request`. Layers that are not known here are streamed first.
+pub fn publish(mut request: MountRequest, monitor: Arc<dyn Monitor>) -> Result<Published, Error> {
+    // A pack is made of what was seen here, not of other packs.
+    request.trust_index = TrustIndex::Local;
+    let Assembled {
+        fs,
+        image,
+        indexes,
+        learner,
+        ..
+    } = assemble::assemble(&request, monitor, &Notify::new())?;
+    let profile = learner.earlier();
+    let (hot, pages, hot_address_bytes) = hot_part(fs.content(), &indexes, &profile)?;
+    let meta = Meta {
+        layers: indexes.iter().map(|index| without_windows(index)).collect(),
+        profile,
+        hot,
+    };
+    let meta = meta.encode().map_err(|e| Error::Publish(e.to_string()))?;
+    let windows: Vec<Vec<u8>> = indexes.iter().map(|index| windows::encode(index)).collect();
+    let subject = subject(learner.cache(), &image.digest)?;
+    let manifest = PackManifest::new(subject, &meta, &pages, &windows);
+    let mut published = Published {
+        image: image.digest.to_string(),
+        pack: String::new(),
+        tag: PackManifest::tag(&image.digest),
+        meta_bytes: meta.len() as u64,
+        hot_bytes: pages.len() as u64,
+        hot_address_bytes,
+        window_bytes: windows.iter().map(|w| w.len() as u64).sum(),
+    };
+    let mut blobs = vec![EMPTY_BYTES.to_vec(), meta, pages];
+    blobs.extend(windows);
+    let digest = push(&request, &manifest, &published.tag, blobs)?;
+    published.pack = digest.to_string();
+    Ok(published)
+}
+
+fn subject(cache: &Cache, image: &Digest) -> Result<Descriptor, Error> {
+    let gone = || Error::Publish(format!("the manifest {image} is not in the cache any more"));
+    let bytes = cache.document(image).ok_or_else(gone)?;
+    let named: Option<String> = serde_json::from_slice::<serde_json::Value>(&bytes)
+        .ok()
+        .and_then(|m| m["mediaType"].as_str().map(String::from));
+    let media_type = named.unwrap_or_else(|| MANIFEST.to_owned());
+    Ok(Descriptor::new(
+        media_type,
+        image.clone(),
+        bytes.len() as u64,
+    ))
+}
+
+/// The hot ranges of `profile`, their compressed bytes, and how many they are when unpacked.
+fn hot_part(
+    content: &Arc<Content>,
+    indexes: &[Arc<LayerIndex>],
+    profile: &Profile,
+) -> Result<(Vec<HotRange>, Vec<u8>, u64), Error> {
+    let (mut hot, mut writer, mut total) = (Vec::new(), HotWriter::default(), 0);
+    for touch in &profile.touches {
+        let Some(index) = indexes.get(touch.layer as usize) else {
+            continue;
+        };
+        let mut page = touch.page;
+        let end = touch.page.saturating_add(touch.pages);
+        while page < end {
+            let mut range = HotRange {
+                layer: touch.layer,
+                page,
+                pages: (end - page).min(RANGE_PAGES_MAX),
+                sha256: [0; 32],
+            };
+            page += range.pages;
+            let addresses = range.range(index.address_size);
+            if addresses.is_empty() {
+                continue;
+            }
+            let bytes = read(content, touch.layer, addresses)?;
+            range.sha256 = Sha256::digest(&bytes).into();
+            writer
+                .add(&bytes)
+                .map_err(|e| Error::Publish(e.to_string()))?;
+            total += bytes.len() as u64;
+            hot.push(range);
+        }
+    }
+    let pages = writer.finish().map_err(|e| Error::Publish(e.to_string()))?;
+    Ok((hot, pages, total))
+}
+
+/// Reads, and waits for what is absent.
+fn read(content: &Arc<Content>, layer: u32, range: ByteRange) -> Result<Vec<u8>, Error> {
+    let (mut bytes, mut scratch) = (vec![0; range.len() as usize], Vec::new());
+    loop {
+        if content.read(layer, range, &mut bytes, &mut scratch)? == Presence::Read {
+            return Ok(bytes);
+        }
+        let (sender, receiver) = mpsc::channel();
+        let done = Box::new(move |fetched| drop(sender.send(fetched)));
+        content.fetch(layer, range, done);
+        match receiver.recv() {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(Error::Publish(error.to_string())),
+            Err(_) => return Err(Error::Publish("a fetch was abandoned".to_owned())),
+        }
+    }
+}
+
+fn push(
+    request: &MountRequest,
+    manifest: &PackManifest,
+    tag: &str,
+    blobs: Vec<Vec<u8>>,
+) -> Result<Digest, Error> {
+    let Source::Registry { registry, .. } = source::access(request)?.open()? else {
+        let what = "packs live in registries; give an image of one";
+        return Err(Error::Publish(what.to_owned()));
+    };
+    let bytes = manifest.encode();
+    let digest = Digest::of(&bytes);
+    let runtime = Runtime::new().map_err(Error::io("cannot start the network threads"))?;
+    let pushed: Result<(), blob::Error> = runtime.block_on(async {
+        for blob in blobs {
+            registry.push_blob(&Digest::of(&blob), blob.into()).await?;
+        }
+        // By digest for those who ask what refers to the image, by tag for those who cannot.
+        let by_digest = digest.to_string();
+        registry
+            .push_manifest(&by_digest, MANIFEST, bytes.clone().into())
+            .await?;
+        registry.push_manifest(tag, MANIFEST, bytes.into()).await
+    });
+    pushed?;
+    Ok(digest)
+}

@@ -1,0 +1,178 @@
+//! Records of running mounts: one file a worker in the runtime directory, locked as long as the
+//! worker lives, so that a record whose lock can be had belongs to nobody.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+
+use crate::mount::mountpoint;
+
+/// How a mount is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Serving.
+    Ready,
+    /// Readers wait for the network.
+    Stalled,
+    /// The process that served it is gone; the mountpoint answers errors until it is unmounted.
+    Dead,
+    /// It was ended because a pack that it used was found to lie. The record stays until `umount`
+    /// or the next mount in its place.
+    Poisoned,
+}
+
+/// What `ps` shows of a mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Where.
+    pub mountpoint: PathBuf,
+    /// What was asked for.
+    pub image: String,
+    /// Digest of the image manifest.
+    pub digest: String,
+    /// `os/arch[/variant]`.
+    pub platform: String,
+    /// The process that serves it.
+    pub pid: u32,
+    /// How it is doing.
+    pub state: State,
+    /// When it was mounted, RFC 3339.
+    pub since: String,
+    /// The upper directory of a writable mount.
+    pub upper: Option<PathBuf>,
+}
+
+/// A record of this process, removed when dropped.
+#[derive(Debug)]
+pub struct OwnRecord {
+    path: PathBuf,
+    locked: File,
+    stays: bool,
+}
+
+/// The directory of the records: `RSMOUNT_RUN_DIR`, else `/run/rsmount` for root, else below
+/// `XDG_RUNTIME_DIR`, else `/tmp/rsmount-UID`. Refused when somebody else owns it.
+pub fn directory() -> io::Result<PathBuf> {
+    let uid = rustix::process::geteuid();
+    let path = if let Some(dir) = std::env::var_os("RSMOUNT_RUN_DIR") {
+        PathBuf::from(dir)
+    } else if uid.is_root() {
+        PathBuf::from("/run/rsmount")
+    } else if let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
+        Path::new(&dir).join("rsmount")
+    } else {
+        PathBuf::from(format!("/tmp/rsmount-{}", uid.as_raw()))
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&path)?;
+    let found = path.symlink_metadata()?;
+    if !found.is_dir() || found.uid() != uid.as_raw() || found.mode() & 0o022 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "{} must be a directory that only you can write",
+                path.display()
+            ),
+        ));
+    }
+    Ok(path)
+}
+
+/// Path of the control socket of worker `pid`.
+pub fn socket_path(pid: u32) -> io::Result<PathBuf> {
+    Ok(directory()?.join(format!("{pid}.sock")))
+}
+
+impl OwnRecord {
+    /// Writes the record of this process.
+    pub fn create(record: &Record) -> io::Result<OwnRecord> {
+        let dir = directory()?;
+        let path = dir.join(format!("{}.json", record.pid));
+        let partial = dir.join(format!("{}.json.new", record.pid));
+        let _left_over = std::fs::remove_file(&partial);
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&partial)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        file.write_all(&serde_json::to_vec(record)?)?;
+        std::fs::rename(&partial, &path)?;
+        Ok(OwnRecord {
+            path,
+            locked: file,
+            stays: false,
+        })
+    }
+}
+
+impl OwnRecord {
+    /// Writes it anew; one that says [`State::Poisoned`] outlives the process.
+    pub fn update(&mut self, record: &Record) -> io::Result<()> {
+        self.stays = record.state == State::Poisoned;
+        let bytes = serde_json::to_vec(record)?;
+        // In place, because the lock is the open file's.
+        self.locked.set_len(0)?;
+        self.locked.write_all_at(&bytes, 0)
+    }
+}
+
+impl Drop for OwnRecord {
+    fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
+        let _gone = std::fs::remove_file(&self.path);
+    }
+}
+
+/// All mounts of this user, oldest first. Records of dead workers whose mount is gone as well are
+/// removed on the way.
+pub fn list() -> io::Result<Vec<Record>> {
+    let mut records = Vec::new();
+    for entry in std::fs::read_dir(directory()?)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "json") {
+            records.extend(read(&path));
+        }
+    }
+    records.sort_by(|a, b| (&a.since, a.pid).cmp(&(&b.since, b.pid)));
+    Ok(records)
+}
+
+fn read(path: &Path) -> Option<Record> {
+    let file = File::open(path).ok()?;
+    let mut record: Record = serde_json::from_reader(&file).ok()?;
+    if flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
+        return Some(record);
+    }
+    if record.state == State::Poisoned {
+        return Some(record);
+    }
+    if mountpoint::is_mounted(&record.mountpoint) {
+        record.state = State::Dead;
+        return Some(record);
+    }
+    forget(&record);
+    None
+}
+
+/// Removes what a dead worker left.
+pub fn forget(record: &Record) {
+    if let Ok(dir) = directory() {
+        let _gone = std::fs::remove_file(dir.join(format!("{}.json", record.pid)));
+        let _gone = std::fs::remove_file(dir.join(format!("{}.sock", record.pid)));
+    }
+}
+
+/// The mount on `mountpoint`, the newest when several are stacked there.
+pub fn find(mountpoint: &Path) -> io::Result<Option<Record>> {
+    Ok(list()?.into_iter().rfind(|r| r.mountpoint == mountpoint))
+}

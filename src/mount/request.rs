@@ -1,0 +1,73 @@
+//! What a mount is asked to be: filled by the command line, sent to the worker as JSON.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::content::{Fill, Outage};
+
+/// When the registry is asked although the tag is known here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Pull {
+    /// Only when the tag is not known.
+    #[default]
+    Missing,
+    /// Ask; when the registry cannot be reached, use what is known.
+    Newer,
+    /// Ask; fail when the registry cannot be reached.
+    Always,
+}
+
+/// Whose packs are used besides what was learned here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum TrustIndex {
+    /// Those of the same repository for an image that is named by tag; for one that is named by
+    /// digest none that is not signed.
+    #[default]
+    Tag,
+    /// Those of the same repository.
+    Registry,
+    /// Signed ones.
+    Signed,
+    /// None.
+    Local,
+}
+
+/// Everything a worker must know to mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountRequest {
+    /// The image as typed.
+    pub image: String,
+    /// Absolute path.
+    pub mountpoint: PathBuf,
+    /// `os/arch[/variant]`; the host's when absent.
+    pub platform: Option<String>,
+    /// Cache root.
+    pub cache_dir: PathBuf,
+    /// Never use the network.
+    pub offline: bool,
+    /// When to ask for a known tag.
+    pub pull: Pull,
+    /// What waiting readers get.
+    pub on_outage: Outage,
+    /// When the rest is fetched.
+    pub fill: Fill,
+    /// Whose packs are used.
+    pub trust_index: TrustIndex,
+    /// Hosts that may speak plain HTTP.
+    pub insecure_registries: Vec<String>,
+    /// Extra CA certificates, PEM.
+    pub ca_files: Vec<PathBuf>,
+    /// Honour set-id bits.
+    pub suid: bool,
+    /// Honour device nodes.
+    pub dev: bool,
+    /// Refuse execution.
+    pub noexec: bool,
+    /// Whether other users may enter; as root they may unless this says no.
+    pub allow_other: Option<bool>,
+    /// Stay in the caller's session and process group.
+    pub foreground: bool,
+}

@@ -1,0 +1,215 @@
+//! From a name to a manifest and a configuration: from the cache where that is allowed, else from
+//! the source, keeping everything that a later mount needs.
+
+use crate::cache::Cache;
+use crate::mount::error::Error;
+use crate::mount::request::{MountRequest, Pull};
+use crate::mount::source::{Access, Document, Source};
+use crate::oci::config::CONFIG_BYTES_MAX;
+use crate::oci::manifest::ManifestError;
+use crate::oci::platform::PlatformError;
+use crate::oci::{Digest, ImageConfig, ImageManifest, ImageName, Manifest, Platform};
+
+/// An image of one platform.
+#[derive(Debug, Clone)]
+pub(crate) struct Image {
+    /// Digest of the image manifest.
+    pub(crate) digest: Digest,
+    pub(crate) platform: Platform,
+    pub(crate) manifest: ImageManifest,
+    pub(crate) config: ImageConfig,
+}
+
+/// An image whose configuration was not asked for yet.
+#[derive(Debug)]
+pub(crate) struct Unconfigured {
+    top: Document,
+    /// Digest of the image manifest.
+    pub(crate) digest: Digest,
+    pub(crate) manifest: ImageManifest,
+}
+
+/// Resolves names against one cache.
+#[derive(Debug)]
+pub(crate) struct Resolver<'a> {
+    request: &'a MountRequest,
+    access: &'a Access,
+    cache: &'a Cache,
+    platform: Platform,
+}
+
+impl<'a> Resolver<'a> {
+    pub(crate) fn new(
+        request: &'a MountRequest,
+        access: &'a Access,
+        cache: &'a Cache,
+    ) -> Result<Resolver<'a>, Error> {
+        let platform = match &request.platform {
+            Some(text) => text
+                .parse()
+                .map_err(|e: PlatformError| Error::Name(e.to_string()))?,
+            None => Platform::host(),
+        };
+        Ok(Resolver {
+            request,
+            access,
+            cache,
+            platform,
+        })
+    }
+
+    /// Whether the answer of the cache is good enough without asking anybody. An archive is local
+    /// and may have been rewritten: it is always read again.
+    fn cache_suffices(&self) -> bool {
+        match &self.access.name {
+            ImageName::Registry(r) => {
+                self.request.offline || r.digest().is_some() || self.request.pull == Pull::Missing
+            }
+            _ => false,
+        }
+    }
+
+    /// The image, if all about it is in the cache and need not be asked for again.
+    pub(crate) fn cached(&self) -> Result<Option<Image>, Error> {
+        if !self.cache_suffices() {
+            return Ok(None);
+        }
+        self.known()
+    }
+
+    /// The image as the cache knows it, however old.
+    pub(crate) fn known(&self) -> Result<Option<Image>, Error> {
+        let ImageName::Registry(reference) = &self.access.name else {
+            return Ok(None);
+        };
+        let (top, media_type) = match reference.digest() {
+            Some(digest) => (digest.clone(), None),
+            None => match self.cache.tag(&self.access.name.to_string()) {
+                Some(tag) => (tag.digest, Some(tag.media_type)),
+                None => return Ok(None),
+            },
+        };
+        let Some(bytes) = self.cache.document(&top) else {
+            return Ok(None);
+        };
+        let (digest, manifest) = match self.parse(&bytes, media_type.as_deref())? {
+            Manifest::Image(manifest) => (top, manifest),
+            Manifest::Index(index) => {
+                let of = index
+                    .select(&self.platform)
+                    .map_err(|e| self.manifest_error(e))?;
+                let Some(bytes) = self.cache.document(&of.digest) else {
+                    return Ok(None);
+                };
+                (
+                    of.digest.clone(),
+                    self.parse_image(&bytes, Some(&of.media_type))?,
+                )
+            }
+        };
+        let Some(config) = self.cache.document(&manifest.config.digest) else {
+            return Ok(None);
+        };
+        self.image(digest, manifest, &config).map(Some)
+    }
+
+    /// The image manifest as the source has it now; [`Resolver::configured`] makes an image of it.
+    pub(crate) async fn ask(&self, source: &Source) -> Result<Unconfigured, Error> {
+        let top = source.top(&self.access.name).await?;
+        self.keep(&top)?;
+        let (digest, manifest) = match self.parse(&top.bytes, top.media_type.as_deref())? {
+            Manifest::Image(manifest) => (top.digest.clone(), manifest),
+            Manifest::Index(index) => {
+                let of = index
+                    .select(&self.platform)
+                    .map_err(|e| self.manifest_error(e))?;
+                let document = source.manifest(of).await?;
+                self.keep(&document)?;
+                let media_type = document.media_type.as_deref();
+                (
+                    document.digest,
+                    self.parse_image(&document.bytes, media_type)?,
+                )
+            }
+        };
+        Ok(Unconfigured {
+            top,
+            digest,
+            manifest,
+        })
+    }
+
+    /// Asks for the configuration, and keeps what is needed to mount again.
+    pub(crate) async fn configured(
+        &self,
+        source: &Source,
+        asked: &Unconfigured,
+    ) -> Result<Image, Error> {
+        let Unconfigured {
+            top,
+            digest,
+            manifest,
+        } = asked;
+        let config = source.small(&manifest.config, CONFIG_BYTES_MAX).await?;
+        let image = self.image(digest.clone(), manifest.clone(), &config)?;
+        self.cache
+            .put_document(&image.manifest.config.digest, &config)?;
+        // Last, so that a remembered tag always leads to documents that are there.
+        self.cache.remember_tag(
+            &self.access.name.to_string(),
+            top.media_type.as_deref().unwrap_or_default(),
+            &top.digest,
+        )?;
+        Ok(image)
+    }
+
+    fn keep(&self, document: &Document) -> Result<(), Error> {
+        Ok(self.cache.put_document(&document.digest, &document.bytes)?)
+    }
+
+    fn parse(&self, bytes: &[u8], media_type: Option<&str>) -> Result<Manifest, Error> {
+        Manifest::parse(bytes, media_type).map_err(|e| self.manifest_error(e))
+    }
+
+    fn parse_image(&self, bytes: &[u8], media_type: Option<&str>) -> Result<ImageManifest, Error> {
+        match self.parse(bytes, media_type)? {
+            Manifest::Image(manifest) => Ok(manifest),
+            Manifest::Index(_) => Err(Error::NestedIndex(self.request.image.clone())),
+        }
+    }
+
+    fn image(
+        &self,
+        digest: Digest,
+        manifest: ImageManifest,
+        config: &[u8],
+    ) -> Result<Image, Error> {
+        manifest
+            .check_is_image()
+            .map_err(|e| self.manifest_error(e))?;
+        let config = ImageConfig::parse(config)
+            .and_then(|config| config.check_layers(&manifest).map(|()| config))
+            .map_err(|source| Error::Config {
+                image: self.request.image.clone(),
+                source,
+            })?;
+        if self.request.platform.is_some() && !self.platform.runs(&config.platform) {
+            let have = config.platform.to_string();
+            let wanted = self.platform.clone();
+            return Err(self.manifest_error(ManifestError::NoPlatform { wanted, have }));
+        }
+        Ok(Image {
+            digest,
+            platform: config.platform.clone(),
+            manifest,
+            config,
+        })
+    }
+
+    fn manifest_error(&self, source: ManifestError) -> Error {
+        Error::Manifest {
+            image: self.request.image.clone(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Where an image's documents and blobs come from: a registry, a layout, or an archive.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{OnceCell, Semaphore};
+
+use crate::archive::{self, Archive};
+use crate::blob::limit::Limit;
+use crate::blob::retry::{Policy, Retry};
+use crate::blob::{self, Blob, BoxFuture, ByteRange, ByteStream};
+use crate::mount::error::Error;
+use crate::oci::manifest::MANIFEST_BYTES_MAX;
+use crate::oci::reference::ReferenceError;
+use crate::oci::{Descriptor, Digest, ImageName};
+use crate::registry::{Registry, Settings};
+
+/// Streams that one source may have open at the same time.
+const STREAMS_MAX: usize = 8;
+
+/// What has to be known to reach an image's source.
+#[derive(Debug, Clone)]
+pub(crate) struct Access {
+    pub(crate) name: ImageName,
+    pub(crate) insecure_registries: Vec<String>,
+    pub(crate) ca_files: Vec<PathBuf>,
+}
+
+/// An opened source.
+#[derive(Debug)]
+pub(crate) enum Source {
+    Registry {
+        registry: Box<Registry>,
+        streams: Arc<Semaphore>,
+    },
+    Archive(Box<Archive>),
+}
+
+impl Access {
+    /// Opens the source. For a registry nothing is sent yet.
+    pub(crate) fn open(&self) -> Result<Source, blob::Error> {
+        let archive = match &self.name {
+            ImageName::Registry(reference) => {
+                let settings = Settings {
+                    insecure_hosts: self.insecure_registries.clone(),
+                    ca_files: self.ca_files.clone(),
+                    ..Settings::default()
+                };
+                let registry = Box::new(Registry::new(reference, settings)?);
+                return Ok(Source::Registry {
+                    registry,
+                    streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+                });
+            }
+            ImageName::Layout { dir, tag } => archive::open_layout(dir, tag.as_deref()),
+            ImageName::DockerArchive { file, name } => archive::open_docker(file, name.as_deref()),
+            ImageName::OciArchive { file, tag } => archive::open_oci(file, tag.as_deref()),
+        };
+        Ok(Source::Archive(Box::new(archive?)))
+    }
+
+    /// Name of the source, for people.
+    pub(crate) fn describe(&self) -> String {
+        match &self.name {
+            ImageName::Registry(reference) => reference.registry().to_owned(),
+            ImageName::Layout { dir, .. } => display(dir),
+            ImageName::DockerArchive { file, .. } | ImageName::OciArchive { file, .. } => {
+                display(file)
+            }
+        }
+    }
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// A manifest or index as the source gave it.
+#[derive(Debug, Clone)]
+pub(crate) struct Document {
+    pub(crate) bytes: Bytes,
+    pub(crate) media_type: Option<String>,
+    pub(crate) digest: Digest,
+}
+
+impl Source {
+    /// The manifest or index that the name stands for.
+    pub(crate) async fn top(&self, name: &ImageName) -> Result<Document, blob::Error> {
+        match (self, name) {
+            (Source::Registry { registry, .. }, ImageName::Registry(reference)) => {
+                fetch_manifest(registry, &reference.tag_or_digest()).await
+            }
+            (Source::Archive(archive), _) => {
+                let (bytes, media_type) = archive.manifest()?;
+                let digest = Digest::of(&bytes);
+                Ok(Document {
+                    bytes: bytes.into(),
+                    media_type,
+                    digest,
+                })
+            }
+            (Source::Registry { .. }, _) => Err(blob::Error::new(
+                blob::ErrorKind::Unsupported,
+                "the name is not of this source",
+            )),
+        }
+    }
+
+    /// A manifest that an index names.
+    pub(crate) async fn manifest(&self, of: &Descriptor) -> Result<Document, blob::Error> {
+        match self {
+            Source::Registry { registry, .. } => {
+                fetch_manifest(registry, &of.digest.to_string()).await
+            }
+            Source::Archive(archive) => {
+                let bytes = archive.document(&of.digest, MANIFEST_BYTES_MAX)?.into();
+                let media_type = Some(of.media_type.clone());
+                Ok(Document {
+                    bytes,
+                    media_type,
+                    digest: of.digest.clone(),
+                })
+            }
+        }
+    }
+
+    /// A small blob, verified.
+    pub(crate) async fn small(&self, of: &Descriptor, max: u64) -> Result<Bytes, blob::Error> {
+        match self {
+            Source::Registry { registry, .. } => registry.blob_bytes(of, max).await,
+            Source::Archive(archive) => Ok(archive.document(&of.digest, max)?.into()),
+        }
+    }
+
+    /// A layer, read by range. The order of the wrappers: a retry gives its permit back before it
+    /// waits, so that one slow blob does not hold the host's connections.
+    pub(crate) fn blob(&self, of: &Descriptor) -> Result<Arc<dyn Blob>, blob::Error> {
+        match self {
+            Source::Registry { registry, streams } => {
+                let limited = Limit::new(registry.blob(of), streams.clone());
+                Ok(Arc::new(Retry::new(limited, Policy::default())))
+            }
+            Source::Archive(archive) => archive.blob(of),
+        }
+    }
+}
+
+async fn fetch_manifest(registry: &Registry, wanted: &str) -> Result<Document, blob::Error> {
+    let fetched = registry.resolve(wanted).await?;
+    Ok(Document {
+        bytes: fetched.bytes,
+        media_type: fetched.media_type,
+        digest: fetched.digest,
+    })
+}
+
+/// A source that is opened by the first byte that is needed from it: a mount whose bytes are local
+/// has no TLS and reads no certificates.
+#[derive(Debug)]
+pub(crate) struct LateSource {
+    access: Access,
+    opened: OnceCell<Source>,
+    offline: bool,
+}
+
+impl LateSource {
+    /// `opened` is the source, when somebody has opened it already.
+    pub(crate) fn new(access: Access, opened: Option<Source>, offline: bool) -> Arc<LateSource> {
+        Arc::new(LateSource {
+            access,
+            opened: OnceCell::new_with(opened),
+            offline,
+        })
+    }
+
+    async fn open(&self) -> Result<&Source, blob::Error> {
+        if self.offline {
+            let message = "the bytes are not in the cache and --offline was given";
+            return Err(blob::Error::new(blob::ErrorKind::Unsupported, message));
+        }
+        self.opened
+            .get_or_try_init(async || self.access.open())
+            .await
+    }
+
+    /// A layer of this source.
+    pub(crate) fn blob(self: &Arc<Self>, of: Descriptor) -> Arc<dyn Blob> {
+        Arc::new(LateBlob {
+            source: self.clone(),
+            descriptor: of,
+            opened: OnceCell::new(),
+        })
+    }
+}
+
+/// A layer of a [`LateSource`].
+#[derive(Debug)]
+struct LateBlob {
+    source: Arc<LateSource>,
+    descriptor: Descriptor,
+    opened: OnceCell<Arc<dyn Blob>>,
+}
+
+impl Blob for LateBlob {
+    fn digest(&self) -> &Digest {
+        &self.descriptor.digest
+    }
+
+    fn size(&self) -> u64 {
+        self.descriptor.size
+    }
+
+    fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
+        Box::pin(async move {
+            let blob = self
+                .opened
+                .get_or_try_init(async || self.source.open().await?.blob(&self.descriptor))
+                .await?;
+            blob.open(range).await
+        })
+    }
+}
+
+/// The parts of a request that say how to reach the image.
+pub(crate) fn access(request: &crate::mount::MountRequest) -> Result<Access, Error> {
+    let name = request
+        .image
+        .parse()
+        .map_err(|e: ReferenceError| Error::Name(e.to_string()))?;
+    Ok(Access {
+        name,
+        insecure_registries: request.insecure_registries.clone(),
+        ca_files: request.ca_files.clone(),
+    })
+}

@@ -1,0 +1,108 @@
+//! What `stats` shows of a running mount.
+
+use serde::{Deserialize, Serialize};
+
+use crate::content::{LayerStats, Proof};
+use crate::fs::ImageFs;
+use crate::fs::counters::Requests;
+use crate::mount::record::{Record, State};
+use crate::oci::Digest;
+
+/// The numbers of one mount, since it was mounted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stats {
+    /// What was asked for.
+    pub image: String,
+    /// Digest of the image manifest.
+    pub digest: String,
+    /// Compressed bytes fetched from outside.
+    pub fetched_bytes: u64,
+    /// Requests to the outside.
+    pub requests: u64,
+    /// Bytes of the layers' content that are present locally.
+    pub cache_bytes: u64,
+    /// Base first.
+    pub layers: Vec<Layer>,
+    /// READ requests answered by the worker.
+    pub reads: u64,
+    /// Bytes handed to readers by the worker.
+    pub read_bytes: u64,
+    /// Reads that waited for the network.
+    pub stalled_reads: u64,
+    /// Milliseconds that they waited, together.
+    pub stalled_total_ms: u64,
+    /// Milliseconds that the longest of them waited.
+    pub stalled_longest_ms: u64,
+    /// Times that bytes did not have the digest that they must have.
+    pub verify_failures: u64,
+    /// `fuse`.
+    pub engine: String,
+    /// How much of what packs say has been compared with the layers: `none`, `partial`, `all`. Also
+    /// `none` when no pack is used.
+    pub pack_proven: String,
+    /// How it is doing.
+    pub state: State,
+    /// Requests that the kernel sent, by kind.
+    pub fuse: Requests,
+}
+
+/// One layer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Blob digest.
+    pub digest: Digest,
+    /// Compressed size in bytes.
+    pub size: u64,
+    /// Uncompressed size in bytes.
+    pub address_bytes: u64,
+    /// Uncompressed bytes present locally.
+    pub present_bytes: u64,
+    /// Where absent bytes come from.
+    pub source: String,
+}
+
+impl Stats {
+    /// The numbers of `fs` now.
+    pub fn of(record: &Record, fs: &ImageFs, source: &str) -> Stats {
+        let content = fs.content().stats();
+        let requests = fs.counters().requests();
+        let layer = |l: &LayerStats| Layer {
+            digest: l.digest.clone(),
+            size: l.compressed_bytes,
+            address_bytes: l.address_bytes,
+            present_bytes: l.present_bytes,
+            source: source.to_owned(),
+        };
+        Stats {
+            image: record.image.clone(),
+            digest: record.digest.clone(),
+            fetched_bytes: content.fetched_bytes,
+            requests: content.requests,
+            cache_bytes: content.layers.iter().map(|l| l.present_bytes).sum(),
+            layers: content.layers.iter().map(layer).collect(),
+            reads: requests.read,
+            read_bytes: fs.counters().read_bytes(),
+            stalled_reads: content.stalled_reads,
+            stalled_total_ms: content.stalled_total_ms,
+            stalled_longest_ms: content.stalled_longest_ms,
+            verify_failures: content.verify_failures,
+            engine: "fuse".to_owned(),
+            pack_proven: proven(&content.layers).to_owned(),
+            state: if content.outage {
+                State::Stalled
+            } else {
+                State::Ready
+            },
+            fuse: requests,
+        }
+    }
+}
+
+fn proven(layers: &[LayerStats]) -> &'static str {
+    let count = |proof| layers.iter().filter(|l| l.proof == proof).count();
+    match (count(Proof::Given), count(Proof::Missing)) {
+        (0, _) => "none",
+        (_, 0) => "all",
+        _ => "partial",
+    }
+}

@@ -1,0 +1,303 @@
+//! The worker: the process that makes one mount and serves it until it is unmounted.
+//!
+//! A local image is mounted without a network stack: the runtime for fetching starts with the
+//! first absent byte.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tokio::sync::Notify;
+
+use crate::content::Notice;
+use crate::fs::ImageFs;
+use crate::fuse::{MountFlags, Session, Unmounter};
+use crate::monitor::{Event, Monitor};
+use crate::mount::assemble::{self, Assembled};
+use crate::mount::control::Control;
+use crate::mount::error::Error;
+use crate::mount::launch::Message;
+use crate::mount::learn::Learner;
+use crate::mount::mountpoint;
+use crate::mount::readahead;
+use crate::mount::record::{self, OwnRecord, Record, State};
+use crate::mount::refused;
+use crate::mount::request::MountRequest;
+use crate::mount::stats::Stats;
+
+/// Longest request that is read from the command; it holds a few paths.
+const REQUEST_BYTES_MAX: u64 = 1 << 20;
+
+/// Runs a worker: a [`MountRequest`] on standard input, [`Message`]s on standard output.
+pub fn run() -> ExitCode {
+    let caller = Arc::new(Caller::default());
+    match prepare(&caller) {
+        Ok(prepared) => prepared.serve(&caller),
+        Err(e) => {
+            tracing::error!(error = %e, "not mounted");
+            caller.say(&failed(&e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The command that started this worker: hears progress until the mount is ready.
+#[derive(Debug, Default)]
+struct Caller {
+    gone: AtomicBool,
+    interrupted: Notify,
+}
+
+impl Caller {
+    fn say(&self, message: &Message) {
+        let line = serde_json::to_string(message).unwrap_or_default() + "\n";
+        let mut stdout = io::stdout().lock();
+        if stdout
+            .write_all(line.as_bytes())
+            .and_then(|()| stdout.flush())
+            .is_err()
+        {
+            self.interrupt();
+        }
+    }
+
+    /// Nobody waits for this mount any more.
+    fn interrupt(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+        self.interrupted.notify_one();
+    }
+}
+
+impl Monitor for Caller {
+    fn event(&self, event: Event) {
+        if !self.gone.load(Ordering::Relaxed) {
+            self.say(&Message::Event(event));
+        }
+    }
+}
+
+struct Prepared {
+    session: Session,
+    record: Record,
+    fs: Arc<ImageFs>,
+    learner: Learner,
+    source: String,
+    foreground: bool,
+    unmounter: Arc<Mutex<Option<Unmounter>>>,
+}
+
+fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
+    let mut json = Vec::new();
+    io::stdin()
+        .take(REQUEST_BYTES_MAX)
+        .read_to_end(&mut json)
+        .map_err(Error::io("cannot read the request"))?;
+    let request: MountRequest = serde_json::from_slice(&json)
+        .map_err(io::Error::other)
+        .map_err(Error::io("cannot read the request"))?;
+    if !request.foreground {
+        // A worker of its own session outlives the terminal. It is no group leader, so this works.
+        let _already_leader = rustix::process::setsid();
+    }
+    let unmounter = Arc::new(Mutex::new(None));
+    watch_signals(&request, caller.clone(), unmounter.clone())
+        .map_err(Error::io("cannot watch signals"))?;
+    let assembled = assemble::assemble(&request, caller.clone(), &caller.interrupted)?;
+    let Assembled {
+        fs,
+        image,
+        learner,
+        source,
+        ..
+    } = assembled;
+    if caller.gone.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
+    let mut session = mount(&request, &fs)?;
+    *unmounter.lock().unwrap_or_else(|e| e.into_inner()) = Some(session.unmounter());
+    let record = Record {
+        mountpoint: request.mountpoint,
+        image: request.image,
+        digest: image.digest.to_string(),
+        platform: image.platform.to_string(),
+        pid: std::process::id(),
+        state: State::Ready,
+        since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        upper: None,
+    };
+    let foreground = request.foreground;
+    Ok(Prepared {
+        session,
+        record,
+        fs,
+        learner,
+        source,
+        foreground,
+        unmounter,
+    })
+}
+
+fn mount(request: &MountRequest, fs: &Arc<ImageFs>) -> Result<Session, Error> {
+    let root = rustix::process::geteuid().is_root();
+    let flags = MountFlags {
+        suid: request.suid,
+        dev: request.dev,
+        noexec: request.noexec,
+        allow_other: request.allow_other.unwrap_or(root),
+    };
+    Session::mount(fs.clone(), &request.mountpoint, &request.image, flags).map_err(|source| {
+        Error::Fuse {
+            mountpoint: request.mountpoint.clone(),
+            hint: refused::hint(&source),
+            source,
+        }
+    })
+}
+
+impl Prepared {
+    fn serve(self, caller: &Caller) -> ExitCode {
+        let Prepared {
+            session,
+            record,
+            fs,
+            learner,
+            source,
+            foreground,
+            unmounter,
+        } = self;
+        let (mut own, control) = match publish(&record, &fs, source) {
+            Ok(published) => published,
+            Err(e) => {
+                caller.say(&failed(&e));
+                let _unmounted = mountpoint::unmount(&record.mountpoint, true);
+                return ExitCode::FAILURE;
+            }
+        };
+        // The kernel's first request waits for these threads, so they start before `ready`.
+        let serving = std::thread::Builder::new()
+            .name("serve".into())
+            .spawn(|| session.serve());
+        let (ended, learning) = learn(learner, fs.clone());
+        let poisoned = Arc::new(AtomicBool::new(false));
+        let (mountpoint, lies) = (record.mountpoint.clone(), poisoned.clone());
+        fs.content().start(Box::new(move |notice| match notice {
+            Notice::Complete => readahead::raise(&mountpoint),
+            Notice::Poisoned => {
+                lies.store(true, Ordering::SeqCst);
+                mountpoint::abort(&mountpoint);
+            }
+        }));
+        tracing::info!(image = record.image, mountpoint = %record.mountpoint.display(), "mounted");
+        let last = record.clone();
+        caller.say(&Message::Ready(record));
+        if caller.gone.load(Ordering::Relaxed) {
+            unmount_for_signal(&unmounter);
+        }
+        if !foreground && let Err(e) = let_go_of_caller() {
+            tracing::warn!(error = %e, "standard input and output stay open");
+        }
+        let served = serving.map(JoinHandle::join);
+        drop(ended);
+        let _kept = learning.map(JoinHandle::join);
+        if poisoned.load(Ordering::SeqCst) {
+            keep_poisoned(&mut own, last);
+        }
+        drop((own, control));
+        match served {
+            Ok(Ok(Ok(()))) => {
+                tracing::info!("unmounted");
+                ExitCode::SUCCESS
+            }
+            other => {
+                tracing::error!(?other, "the session ended with an error");
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+/// Leaves a record that says why the mount has ended.
+fn keep_poisoned(own: &mut OwnRecord, mut record: Record) {
+    record.state = State::Poisoned;
+    if let Err(error) = own.update(&record) {
+        tracing::warn!(%error, "`ps` will not say why this mount has ended");
+    }
+}
+
+/// Starts to learn; it ends when the sender is dropped.
+fn learn(learner: Learner, fs: Arc<ImageFs>) -> (mpsc::Sender<()>, io::Result<JoinHandle<()>>) {
+    let (ended, waiting) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name("learn".into())
+        .spawn(move || learner.run(fs.content(), &waiting));
+    (ended, thread)
+}
+
+fn publish(
+    record: &Record,
+    fs: &Arc<ImageFs>,
+    source: String,
+) -> Result<(OwnRecord, Control), Error> {
+    let own = OwnRecord::create(record).map_err(Error::io("cannot write the mount's record"))?;
+    let (shown, fs) = (record.clone(), fs.clone());
+    let stats = Arc::new(move || Stats::of(&shown, &fs, &source));
+    let control = record::socket_path(record.pid)
+        .and_then(|path| Control::listen(&path, stats))
+        .map_err(Error::io("cannot open the control socket"))?;
+    Ok((own, control))
+}
+
+/// Standard input and output are pipes to the command: closing them tells it that all is said.
+fn let_go_of_caller() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}
+
+fn watch_signals(
+    request: &MountRequest,
+    caller: Arc<Caller>,
+    unmounter: Arc<Mutex<Option<Unmounter>>>,
+) -> io::Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    let path = request.mountpoint.clone();
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                tracing::info!(signal, "ending");
+                caller.interrupt();
+                unmount_for_signal(&unmounter);
+                // Whoever still has a file open keeps the detached tree until the last close.
+                let _gone_already = mountpoint::unmount(&path, true);
+            }
+        })?;
+    Ok(())
+}
+
+fn unmount_for_signal(unmounter: &Mutex<Option<Unmounter>>) {
+    let taken = unmounter.lock().unwrap_or_else(|e| e.into_inner()).take();
+    if let Some(Err(e)) = taken.map(|mut u| u.unmount()) {
+        tracing::debug!(error = %e, "busy, so it is detached");
+    }
+}
+
+fn failed(error: &Error) -> Message {
+    let mut causes = Vec::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(e) = cause {
+        causes.push(e.to_string());
+        cause = e.source();
+    }
+    Message::Failed {
+        message: error.to_string(),
+        causes,
+    }
+}

@@ -1,0 +1,202 @@
+//! The artifact's manifest (OCI image-spec 1.1, "Guidelines for Artifact Usage").
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Serialize};
+
+use crate::oci::{Descriptor, Digest};
+use crate::pack::PackError;
+
+/// What the artifact is.
+pub const ARTIFACT_TYPE: &str = "application/vnd.rsmount.pack.v1";
+
+/// Media type of the manifest.
+pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+const META: &str = "application/vnd.rsmount.pack.meta.v1+zstd";
+const HOT: &str = "application/vnd.rsmount.pack.hot.v1+zstd";
+const WINDOWS: &str = "application/vnd.rsmount.pack.windows.v1";
+
+/// The empty configuration that artifacts have.
+const EMPTY: &str = "application/vnd.oci.empty.v1+json";
+/// Its bytes.
+pub const EMPTY_BYTES: &[u8] = b"{}";
+
+/// Longest meta that is put into the manifest as well, in bytes: docker-registry refuses manifests
+/// over 4 MiB, and base64 adds a third.
+pub const INLINE_BYTES_MAX: usize = 2_000_000;
+
+/// Longest part that is fetched, in bytes: what a manifest says of lengths is not believed further.
+const PART_BYTES_MAX: u64 = 1 << 30;
+
+/// A pack's manifest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PackManifest {
+    /// The image manifest that it is about.
+    pub subject: Descriptor,
+    /// Meta.
+    pub meta: Descriptor,
+    /// Meta's bytes, when they are inline; verified.
+    pub inline: Option<Vec<u8>>,
+    /// Hot pages.
+    pub hot: Descriptor,
+    /// Windows, one a layer, base first.
+    pub windows: Vec<Descriptor>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Document {
+    schema_version: u32,
+    media_type: String,
+    artifact_type: String,
+    config: Part,
+    layers: Vec<Part>,
+    subject: Part,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Part {
+    media_type: String,
+    digest: Digest,
+    size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    data: Option<String>,
+}
+
+impl Part {
+    fn of(descriptor: &Descriptor) -> Part {
+        Part {
+            media_type: descriptor.media_type.clone(),
+            digest: descriptor.digest.clone(),
+            size: descriptor.size,
+            data: None,
+        }
+    }
+
+    fn inline(bytes: &[u8], media_type: &str) -> Part {
+        Part {
+            data: Some(STANDARD.encode(bytes)),
+            ..Part::of(&describe(bytes, media_type))
+        }
+    }
+
+    fn descriptor(&self, media_type: &str) -> Result<Descriptor, PackError> {
+        if self.media_type != media_type {
+            return Err(PackError("a part is of another kind"));
+        }
+        if self.size > PART_BYTES_MAX {
+            return Err(PackError("a part is too long"));
+        }
+        let digest = self.digest.clone();
+        Ok(Descriptor::new(media_type, digest, self.size))
+    }
+}
+
+fn describe(bytes: &[u8], media_type: &str) -> Descriptor {
+    Descriptor::new(media_type, Digest::of(bytes), bytes.len() as u64)
+}
+
+impl PackManifest {
+    /// The manifest of a pack with these parts.
+    pub fn new(subject: Descriptor, meta: &[u8], hot: &[u8], windows: &[Vec<u8>]) -> PackManifest {
+        PackManifest {
+            subject,
+            meta: describe(meta, META),
+            inline: (meta.len() <= INLINE_BYTES_MAX).then(|| meta.to_vec()),
+            hot: describe(hot, HOT),
+            windows: windows.iter().map(|w| describe(w, WINDOWS)).collect(),
+        }
+    }
+
+    /// The tag that leads to the pack of an image manifest where the registry has no referrers API.
+    pub fn tag(subject: &Digest) -> String {
+        format!("{}-{}.rsmount", subject.algorithm().as_str(), subject.hex())
+    }
+
+    /// Its bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let meta = match &self.inline {
+            Some(bytes) => Part::inline(bytes, META),
+            None => Part::of(&self.meta),
+        };
+        let windows = self.windows.iter().map(Part::of);
+        let document = Document {
+            schema_version: 2,
+            media_type: MANIFEST.to_owned(),
+            artifact_type: ARTIFACT_TYPE.to_owned(),
+            config: Part::inline(EMPTY_BYTES, EMPTY),
+            layers: [meta, Part::of(&self.hot)]
+                .into_iter()
+                .chain(windows)
+                .collect(),
+            subject: Part::of(&self.subject),
+        };
+        // Strings and numbers cannot fail to be JSON.
+        serde_json::to_vec(&document).unwrap_or_default()
+    }
+
+    /// From bytes; errors: not a pack, not about `subject`, or nonsense.
+    pub fn decode(bytes: &[u8], subject: &Digest) -> Result<PackManifest, PackError> {
+        let document: Document = serde_json::from_slice(bytes)
+            .map_err(|_| PackError("its manifest is not one of an artifact"))?;
+        if document.artifact_type != ARTIFACT_TYPE {
+            return Err(PackError("it is another kind of artifact"));
+        }
+        if document.subject.digest != *subject {
+            return Err(PackError("it is about another image"));
+        }
+        let [meta, hot, windows @ ..] = &document.layers[..] else {
+            return Err(PackError("parts are missing"));
+        };
+        let descriptor = meta.descriptor(META)?;
+        let inline = meta.data.as_ref().map(|data| {
+            let bytes = STANDARD.decode(data);
+            let bytes = bytes.map_err(|_| PackError("its inline part is not base64"))?;
+            match descriptor.digest.verify(&bytes) {
+                Ok(()) => Ok(bytes),
+                Err(_) => Err(PackError("its inline part does not have its digest")),
+            }
+        });
+        let windows = windows.iter().map(|w| w.descriptor(WINDOWS));
+        let subject = &document.subject;
+        Ok(PackManifest {
+            subject: Descriptor::new(
+                subject.media_type.clone(),
+                subject.digest.clone(),
+                subject.size,
+            ),
+            meta: descriptor,
+            inline: inline.transpose()?,
+            hot: hot.descriptor(HOT)?,
+            windows: windows.collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_and_only_about_its_subject() {
+        let image = describe(b"image manifest", MANIFEST);
+        let pack = PackManifest::new(image.clone(), b"meta", b"hot", &[b"w".to_vec()]);
+        let bytes = pack.encode();
+        assert_eq!(PackManifest::decode(&bytes, &image.digest), Ok(pack));
+        assert!(PackManifest::decode(&bytes, &Digest::of(b"other")).is_err());
+        let text = String::from_utf8(bytes).unwrap();
+        let wrong = text.replace(&STANDARD.encode(b"meta"), &STANDARD.encode(b"mesa"));
+        assert!(PackManifest::decode(wrong.as_bytes(), &image.digest).is_err());
+        let other = text.replace(ARTIFACT_TYPE, "application/other");
+        assert!(PackManifest::decode(other.as_bytes(), &image.digest).is_err());
+        assert!(PackManifest::decode(b"{}", &image.digest).is_err());
+    }
+
+    #[test]
+    fn the_tag_is_within_the_limits_of_tags() {
+        let tag = PackManifest::tag(&Digest::of(b"x"));
+        assert!(tag.starts_with("sha256-") && tag.ends_with(".rsmount") && tag.len() < 128);
+    }
+}

@@ -1,0 +1,193 @@
+//! The first part: indexes of all layers without windows, the profile, and the list of hot ranges.
+//!
+//! zstd of: the magic, the number of layers (u32), each index as `layer::codec` writes it behind
+//! its length (u32), the profile behind its length, the number of hot ranges (u32), and each as
+//! layer (u32), first page (u64), pages (u64), SHA-256; all little endian.
+
+use crate::content::Profile;
+use crate::layer::{LayerIndex, SpanStart, codec};
+use crate::pack::reader::{Reader, put_bytes};
+use crate::pack::{HotRange, PackError};
+
+const MAGIC: &[u8; 8] = b"rsmpack\x01";
+
+/// Most bytes of meta when unpacked: a million files take about 100 MiB.
+pub const META_BYTES_MAX: usize = 256 << 20;
+
+/// Most layers; more than any manifest that is accepted has.
+const LAYERS_MAX: u32 = 4096;
+
+/// Most hot ranges: as many as a profile may have.
+const HOT_MAX: u32 = 1 << 17;
+
+/// Level of zstd: it is written once and read often; more gains nothing on indexes.
+const LEVEL: i32 = 15;
+
+/// What a mount needs before it is usable.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meta {
+    /// One index a layer, base first; windows are empty.
+    pub layers: Vec<LayerIndex>,
+    /// What a start touches, in order.
+    pub profile: Profile,
+    /// What the hot part holds, in its order.
+    pub hot: Vec<HotRange>,
+}
+
+/// `index` without the windows of its checkpoints.
+pub fn without_windows(index: &LayerIndex) -> LayerIndex {
+    let mut index = index.clone();
+    for span in &mut index.spans {
+        if let SpanStart::Window { window, .. } = &mut span.start {
+            *window = Box::default();
+        }
+    }
+    index
+}
+
+impl Meta {
+    /// The part's bytes.
+    pub fn encode(&self) -> Result<Vec<u8>, PackError> {
+        let mut out = MAGIC.to_vec();
+        let count = |n: usize| u32::try_from(n).map_err(|_| PackError("it is too large"));
+        out.extend_from_slice(&count(self.layers.len())?.to_le_bytes());
+        for layer in &self.layers {
+            put_bytes(&mut out, &codec::encode(layer));
+        }
+        put_bytes(&mut out, &self.profile.encode());
+        out.extend_from_slice(&count(self.hot.len())?.to_le_bytes());
+        for range in &self.hot {
+            out.extend_from_slice(&range.layer.to_le_bytes());
+            out.extend_from_slice(&range.page.to_le_bytes());
+            out.extend_from_slice(&range.pages.to_le_bytes());
+            out.extend_from_slice(&range.sha256);
+        }
+        zstd::bulk::compress(&out, LEVEL).map_err(|_| PackError("it could not be compressed"))
+    }
+
+    /// From the part's bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Meta, PackError> {
+        let plain = unpack(bytes)?;
+        let mut reader = Reader(&plain);
+        if reader.array::<8>()? != *MAGIC {
+            return Err(PackError("its first part is of another kind or version"));
+        }
+        let count = reader.u32()?;
+        if count > LAYERS_MAX {
+            return Err(PackError("it has too many layers"));
+        }
+        let mut layers = Vec::new();
+        for _ in 0..count {
+            let layer = codec::decode(reader.bytes()?);
+            layers.push(layer.map_err(|_| PackError("an index in it is damaged"))?);
+        }
+        let profile = Profile::decode(reader.bytes()?);
+        let profile = profile.ok_or(PackError("the profile in it is damaged"))?;
+        let count = reader.u32()?;
+        if count > HOT_MAX {
+            return Err(PackError("it has too many hot ranges"));
+        }
+        let mut hot = Vec::new();
+        for _ in 0..count {
+            let range = HotRange {
+                layer: reader.u32()?,
+                page: reader.u64()?,
+                pages: reader.u64()?,
+                sha256: reader.array()?,
+            };
+            hot.push(range.checked(&layers)?);
+        }
+        reader.end()?;
+        Ok(Meta {
+            layers,
+            profile,
+            hot,
+        })
+    }
+}
+
+fn unpack(bytes: &[u8]) -> Result<Vec<u8>, PackError> {
+    use std::io::Read;
+    let decoder = zstd::stream::read::Decoder::with_buffer(bytes);
+    let mut plain = Vec::new();
+    let read = decoder.and_then(|d| d.take(META_BYTES_MAX as u64 + 1).read_to_end(&mut plain));
+    match read {
+        Ok(n) if n <= META_BYTES_MAX => Ok(plain),
+        Ok(_) => Err(PackError("its first part is too long")),
+        Err(_) => Err(PackError("its first part is not valid zstd")),
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::blob::ByteRange;
+    use crate::content::profile::Touch;
+    use crate::layer::Span;
+    use crate::oci::{Compression, Digest};
+
+    pub(in crate::pack) fn index(size: u64) -> LayerIndex {
+        let span = |n: u64, start| Span {
+            compressed: ByteRange::new(n * 100, n * 100 + 100),
+            address: ByteRange::new(n * size / 2, (n + 1) * size / 2),
+            start,
+            sha256: [n as u8; 32],
+        };
+        let window = SpanStart::Window {
+            bits: 0,
+            window: b"window".as_slice().into(),
+        };
+        LayerIndex {
+            blob: Digest::of(b"blob"),
+            diff_id: Digest::of(b"tar"),
+            compressed_size: 200,
+            address_size: size,
+            compression: Compression::Gzip,
+            whiteouts: Vec::new(),
+            entries: Vec::new(),
+            spans: vec![span(0, SpanStart::Origin), span(1, window)],
+        }
+    }
+
+    pub(in crate::pack) fn meta() -> Meta {
+        let hot = HotRange {
+            layer: 0,
+            page: 1,
+            pages: 2,
+            sha256: [7; 32],
+        };
+        let touch = Touch {
+            layer: 0,
+            page: 1,
+            pages: 2,
+            at_ms: 0,
+            starts: 0,
+        };
+        Meta {
+            layers: vec![without_windows(&index(12_288))],
+            profile: Profile {
+                touches: vec![touch],
+            },
+            hot: vec![hot],
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let bytes = meta().encode().unwrap();
+        assert_eq!(Meta::decode(&bytes), Ok(meta()));
+    }
+
+    #[test]
+    fn damage_is_found_and_nothing_outside_is_believed() {
+        let bytes = meta().encode().unwrap();
+        for cut in 0..bytes.len() {
+            assert!(Meta::decode(&bytes[..cut]).is_err(), "{cut}");
+        }
+        for (layer, page, pages) in [(1, 0, 1), (0, 3, 1), (0, 2, 2), (0, 1, 0), (0, u64::MAX, 2)] {
+            let mut lying = meta();
+            (lying.hot[0].layer, lying.hot[0].page, lying.hot[0].pages) = (layer, page, pages);
+            assert!(Meta::decode(&lying.encode().unwrap()).is_err(), "{page}");
+        }
+    }
+}

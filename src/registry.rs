@@ -1,0 +1,209 @@
+//! Registries: manifests and blobs over the OCI distribution protocol.
+//!
+//! A request goes this way, and each file knows one part of it:
+//!
+//! ```text
+//! manifest, blob  ->  exchange (ticket, redirects, one renewal)  ->  http (the only HTTP client)
+//!                        |            |
+//!                       auth       redirect            status: unhappy answers as errors
+//!                     /   |   \
+//!           challenge  token  credentials
+//! ```
+//!
+//! The registry's word is never taken for bytes: manifests asked for by digest and small blobs are
+//! verified here, streams of blobs by whoever reads them. Credentials go to the registry's own
+//! origin and to the token server that it names, and to nobody else.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use url::Url;
+
+use crate::blob::retry::Policy;
+use crate::blob::{Error, ErrorKind};
+use crate::oci::{Descriptor, Digest, Reference};
+
+mod auth;
+mod blob;
+mod body;
+mod challenge;
+pub mod credentials;
+mod exchange;
+mod http;
+mod manifest;
+mod push;
+mod redirect;
+mod secret;
+mod status;
+mod token;
+
+pub use blob::RegistryBlob;
+pub use credentials::{Credentials, Source};
+pub use push::Referrer;
+pub use secret::Secret;
+
+/// How to talk to registries.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Hosts (`host` or `host:port`) that are spoken to in plain HTTP. Loopback always is.
+    pub insecure_hosts: Vec<String>,
+    /// PEM files with certificates to trust besides the system's (which `SSL_CERT_FILE` and
+    /// `SSL_CERT_DIR` replace).
+    pub ca_files: Vec<PathBuf>,
+    /// Where user names and passwords come from.
+    pub credentials: Source,
+    /// How long to wait.
+    pub timeouts: Timeouts,
+    /// How often manifests and small blobs are tried; streams are wrapped by the caller.
+    pub retry: Policy,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        let (wait_first, wait_max) = (Duration::from_millis(300), Duration::from_secs(10));
+        Settings {
+            insecure_hosts: Vec::new(),
+            ca_files: Vec::new(),
+            credentials: Source::from_environment(),
+            timeouts: Timeouts::default(),
+            retry: Policy {
+                attempts: 3,
+                wait_first,
+                wait_max,
+            },
+        }
+    }
+}
+
+/// How long to wait for a registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For a connection, TLS included.
+    pub connect: Duration,
+    /// From a request to the head of its answer.
+    pub header: Duration,
+    /// Between two pieces of a body.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        let seconds = Duration::from_secs;
+        Timeouts {
+            connect: seconds(10),
+            header: seconds(30),
+            idle: seconds(30),
+        }
+    }
+}
+
+/// A manifest as it was stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fetched {
+    /// The exact bytes.
+    pub bytes: Bytes,
+    /// The Content-Type, a hint for [`crate::oci::Manifest::parse`].
+    pub media_type: Option<String>,
+    /// Computed from `bytes`; never what the registry says.
+    pub digest: Digest,
+}
+
+/// One repository of one registry.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    shared: Arc<exchange::Exchange>,
+    retry: Policy,
+}
+
+impl Registry {
+    /// A client for the repository of `reference`; its tag and digest are not looked at. Nothing is
+    /// sent. Errors: a CA file that cannot be read.
+    pub fn new(reference: &Reference, settings: Settings) -> Result<Registry, Error> {
+        let retry = settings.retry;
+        Ok(Registry {
+            shared: Arc::new(exchange::Exchange::new(reference, settings)?),
+            retry,
+        })
+    }
+
+    /// The manifest that a tag or digest names. By digest, the bytes are verified.
+    pub async fn resolve(&self, tag_or_digest: &str) -> Result<Fetched, Error> {
+        self.retry
+            .run(|| manifest::fetch(&self.shared, tag_or_digest))
+            .await
+    }
+
+    /// All bytes of a small blob of at most `max` bytes, verified.
+    pub async fn blob_bytes(&self, descriptor: &Descriptor, max: u64) -> Result<Bytes, Error> {
+        if descriptor.size > max {
+            let (digest, size) = (&descriptor.digest, descriptor.size);
+            let what = format!("blob {digest} has {size} bytes ({max} at most here)");
+            return Err(Error::new(ErrorKind::Unsupported, what));
+        }
+        let blob = crate::blob::retry::Retry::new(self.blob(descriptor), self.retry);
+        let bytes = crate::blob::collect(&blob).await?;
+        descriptor.digest.verify(&bytes).map_err(|mismatch| {
+            let what = format!("blob from {}: {mismatch}", self.shared.host());
+            Error::new(ErrorKind::Corrupt, what)
+        })?;
+        Ok(bytes)
+    }
+
+    /// Whether the repository has a blob.
+    pub async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
+        self.retry
+            .run(|| push::has_blob(&self.shared, digest))
+            .await
+    }
+
+    /// Uploads a blob, unless the repository has it. Errors: no right to push, or a registry that
+    /// takes nothing.
+    pub async fn push_blob(&self, digest: &Digest, bytes: Bytes) -> Result<(), Error> {
+        if self.has_blob(digest).await? {
+            return Ok(());
+        }
+        let upload = || push::blob(&self.shared, digest, bytes.clone());
+        self.retry.run(upload).await
+    }
+
+    /// Stores a manifest under a tag or its digest. Its blobs must be there.
+    pub async fn push_manifest(
+        &self,
+        tag_or_digest: &str,
+        media_type: &str,
+        bytes: Bytes,
+    ) -> Result<(), Error> {
+        let put = || push::manifest(&self.shared, tag_or_digest, media_type, bytes.clone());
+        self.retry.run(put).await
+    }
+
+    /// What refers to the manifest of `digest`; `None` when the registry does not keep such lists.
+    pub async fn referrers(&self, digest: &Digest) -> Result<Option<Vec<Referrer>>, Error> {
+        self.retry
+            .run(|| push::referrers(&self.shared, digest))
+            .await
+    }
+
+    /// A blob to be read by range; nothing is sent yet, nothing that it gives is verified.
+    pub fn blob(&self, descriptor: &Descriptor) -> RegistryBlob {
+        RegistryBlob::new(self.shared.clone(), descriptor)
+    }
+}
+
+/// `https://host/v2/REPOSITORY/` of the registry; Docker Hub's API lives at another name.
+fn api_url(reference: &Reference, plain: bool) -> Result<Url, Error> {
+    let host = match reference.registry() {
+        "docker.io" => "registry-1.docker.io",
+        other => other,
+    };
+    let scheme = if plain { "http" } else { "https" };
+    Url::parse(&format!("{scheme}://{host}/v2/{}/", reference.repository())).map_err(|e| {
+        let what = format!("`{host}` is not a registry host that can be asked");
+        Error::new(ErrorKind::Unsupported, what).with_source(e)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,137 @@
+//! Credentials: from the environment, from Podman's and Docker's files, and from Docker's
+//! credential helpers.
+//!
+//! The first source that knows the registry wins: `RSMOUNT_USERNAME` and `RSMOUNT_PASSWORD`, then
+//! the files in the order of [`Source::from_environment`]. They are read anew whenever a registry
+//! refuses what was sent, so that a login made later (or a short-lived token that a helper renews)
+//! reaches a mount that already runs.
+
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+use super::secret::Secret;
+use crate::oci::Reference;
+
+mod file;
+mod helper;
+
+/// What proves who we are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// A user name and a password (or an access token in its place).
+    Password {
+        /// The user.
+        username: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A refresh token that buys access tokens from the token server.
+    IdentityToken(Secret),
+}
+
+/// Where credentials come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// There are none.
+    Anonymous,
+    /// These, whatever the registry.
+    Fixed(Credentials),
+    /// Files in the format of Docker's `config.json` or Podman's `auth.json`, first match wins.
+    Files(Vec<PathBuf>),
+}
+
+/// Why credentials cannot be had. The registry may give the image to anybody, so this is told only
+/// when it does not.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// A file cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Read(PathBuf, std::io::Error),
+    /// A file is not what it should be.
+    #[error("{0} is not a file of credentials: {1}")]
+    Format(PathBuf, String),
+    /// A helper does not work.
+    #[error("credential helper docker-credential-{0}: {1}")]
+    Helper(String, String),
+}
+
+impl Source {
+    /// `RSMOUNT_USERNAME` and `RSMOUNT_PASSWORD`; else the files `REGISTRY_AUTH_FILE`,
+    /// `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`, and
+    /// `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
+    pub fn from_environment() -> Source {
+        Source::from_variables(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Source {
+        let user = (variable("RSMOUNT_USERNAME"), variable("RSMOUNT_PASSWORD"));
+        if let (Some(username), Some(password)) = user {
+            let password = Secret::new(password);
+            return Source::Fixed(Credentials::Password { username, password });
+        }
+        let path = |name: &str| variable(name).map(PathBuf::from);
+        let home = path("HOME");
+        let below_home = |tail: &str| home.as_ref().map(|home| home.join(tail));
+        let config = path("XDG_CONFIG_HOME").or_else(|| below_home(".config"));
+        let docker = path("DOCKER_CONFIG").or_else(|| below_home(".docker"));
+        let files = [
+            path("REGISTRY_AUTH_FILE"),
+            path("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+            config.map(|dir| dir.join("containers/auth.json")),
+            docker.map(|dir| dir.join("config.json")),
+        ];
+        Source::Files(files.into_iter().flatten().collect())
+    }
+
+    /// The credentials for `reference`, if there are any.
+    pub async fn find(
+        &self,
+        reference: &Reference,
+    ) -> Result<Option<Credentials>, CredentialsError> {
+        let files = match self {
+            Source::Anonymous => return Ok(None),
+            Source::Fixed(credentials) => return Ok(Some(credentials.clone())),
+            Source::Files(files) => files,
+        };
+        for path in files {
+            let Some(document) = file::read(path)? else {
+                continue;
+            };
+            match document.find(reference, path)? {
+                file::Found::Nothing => {}
+                file::Found::Credentials(credentials) => return Ok(Some(credentials)),
+                file::Found::Helper(name) => {
+                    if let Some(credentials) = helper::get(&name, server_name(reference)).await? {
+                        return Ok(Some(credentials));
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The value of an `Authorization` header for a password; `None` for an identity token, and for a
+/// user name that RFC 7617 (section 2) does not allow.
+pub(super) fn basic(credentials: &Credentials) -> Option<Secret> {
+    match credentials {
+        Credentials::Password { username, password } if !username.contains(':') => {
+            let joined = format!("{username}:{}", password.expose());
+            Some(Secret::new(format!("Basic {}", STANDARD.encode(joined))))
+        }
+        _ => None,
+    }
+}
+
+/// What credential helpers call the registry: Docker Hub has kept the name of its first API.
+fn server_name(reference: &Reference) -> &str {
+    match reference.registry() {
+        "docker.io" => "https://index.docker.io/v1/",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests;

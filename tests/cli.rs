@@ -1,0 +1,111 @@
+//! The command line is a contract: its whole help is a snapshot, and output is what scripts expect.
+#![allow(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    clippy::print_stderr,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a test"
+)]
+
+#[path = "support/all.rs"]
+mod support;
+
+use support::place::Place;
+
+/// Help of the command and of every subcommand. On purpose a change here is a change of contract.
+#[test]
+fn the_command_line_is_as_agreed() {
+    let place = Place::new();
+    let mut all = String::new();
+    for command in [
+        "",
+        "mount",
+        "umount",
+        "ps",
+        "stats",
+        "cache",
+        "cache du",
+        "cache prune",
+    ] {
+        let mut args: Vec<&str> = command.split_whitespace().collect();
+        args.push("--help");
+        // The terminal's width must not matter.
+        let output = place
+            .rsmount()
+            .args(&args)
+            .env("COLUMNS", "100")
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        all.push_str(&format!("$ rsmount {}\n", args.join(" ")));
+        all.push_str(&String::from_utf8(output.stdout).unwrap());
+        all.push('\n');
+    }
+    insta::assert_snapshot!(all);
+}
+
+#[test]
+fn completions_and_the_man_page_are_made() {
+    let place = Place::new();
+    assert!(place.ok(&["completions", "bash"]).contains("_rsmount"));
+    assert!(
+        place
+            .ok(&["completions", "zsh"])
+            .contains("#compdef rsmount")
+    );
+    assert!(place.ok(&["man"]).contains(".TH rsmount"));
+}
+
+#[test]
+fn lists_are_json_when_asked() {
+    let place = Place::new();
+    assert_eq!(place.ok(&["ps", "--json"]).trim(), "[]");
+    assert!(place.ok(&["ps"]).starts_with("IMAGE"));
+    let usage: serde_json::Value =
+        serde_json::from_str(&place.ok(&["cache", "du", "--json"])).unwrap();
+    assert_eq!(usage["layers"].as_array().map(Vec::len), Some(0));
+}
+
+#[test]
+fn a_closed_pipe_is_no_error() {
+    let place = Place::new();
+    let program = place.rsmount().get_program().to_owned();
+    let output = std::process::Command::new("bash")
+        .args(["-c", r#""$0" man | head -1; exit "${PIPESTATUS[0]}""#])
+        .arg(program)
+        .env("RSMOUNT_CACHE_DIR", place.path("cache"))
+        .output()
+        .unwrap();
+    assert!(
+        !String::from_utf8_lossy(&output.stderr).contains("panicked"),
+        "{output:?}"
+    );
+}
+
+#[test]
+fn configuration_files_are_read_and_checked() {
+    let place = Place::new();
+    let config = place.path("config/rsmount");
+    std::fs::create_dir_all(&config).unwrap();
+    let run = |text: &str| {
+        std::fs::write(config.join("config.toml"), text).unwrap();
+        let mut command = place.rsmount();
+        command
+            .env_remove("RSMOUNT_CACHE_DIR")
+            .env("XDG_CONFIG_HOME", place.path("config"));
+        command.args(["cache", "du"]).output().unwrap()
+    };
+    let wanted = place.path("elsewhere");
+    let output = run(&format!("cache_dir = {wanted:?}\n"));
+    assert!(output.status.success(), "{output:?}");
+    assert!(wanted.join("v1").exists());
+    let output = run("cache_directory = 1\n");
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        text.contains("config.toml") && text.contains("cache_directory"),
+        "{text}"
+    );
+}

@@ -1,0 +1,202 @@
+//! Lazy mounts from a registry: what is fetched, who waits, and what happens without a network.
+#![allow(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    clippy::print_stderr,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a test"
+)]
+
+#[path = "support/all.rs"]
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
+
+use support::layout::{self, DIR, FILE, Layer, Pack};
+use support::place::{Mounted, Place, can_mount};
+use support::registry::Registry;
+
+/// `n` mebibytes that hardly compress, different for each `seed`.
+fn noise(n: usize, seed: u64) -> Vec<u8> {
+    let mut state = seed;
+    let mut out = Vec::with_capacity(n << 20);
+    while out.len() < n << 20 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        out.extend_from_slice(&state.to_le_bytes());
+    }
+    out
+}
+
+fn served(pack: Pack) -> (Place, Registry) {
+    let place = Place::new();
+    let layer = Layer::new()
+        .dir("d", DIR)
+        .file("d/a", FILE, &noise(6, 1))
+        .file("d/b", FILE, &noise(6, 2))
+        .file("small", FILE, b"small");
+    layout::write(&place.path("image"), &[layer.tar()], pack);
+    let registry = Registry::serve(place.path("image"));
+    (place, registry)
+}
+
+fn mount<'a>(place: &'a Place, registry: &Registry, options: &[&str]) -> Mounted<'a> {
+    place.mount_image(&registry.image(), options)
+}
+
+#[test]
+fn first_contact_fetches_each_byte_once_and_a_second_mount_none() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(Pack::Gzip);
+    drop(mount(&place, &registry, &[]));
+    let size: u64 = std::fs::read_dir(place.path("image/blobs/sha256"))
+        .unwrap()
+        .map(|e| e.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(registry.control.blob_bytes.load(SeqCst) <= size);
+    let requests = registry.control.requests.load(SeqCst);
+    registry.control.unplugged.store(true, SeqCst);
+    let mounted = mount(&place, &registry, &[]);
+    assert_eq!(std::fs::read(mounted.path("d/a")).unwrap(), noise(6, 1));
+    assert_eq!(registry.control.requests.load(SeqCst), requests);
+    drop(mounted);
+    drop(mount(&place, &registry, &["--offline"]));
+}
+
+#[test]
+fn concurrent_readers_of_a_span_share_one_request() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(Pack::Plain);
+    drop(mount(&place, &registry, &[]));
+    place.ok(&["cache", "prune", "--data"]);
+    let mounted = mount(&place, &registry, &[]);
+    let before = registry.control.blob_requests.load(SeqCst);
+    registry.control.held.store(true, SeqCst);
+    let path = mounted.path("d/a");
+    let readers: Vec<_> = (0..20)
+        .map(|n| {
+            let file = File::open(&path).unwrap();
+            std::thread::spawn(move || {
+                let mut buffer = [0; 4096];
+                file.read_exact_at(&mut buffer, n * 8192).unwrap();
+            })
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(300));
+    registry.control.held.store(false, SeqCst);
+    readers.into_iter().for_each(|r| r.join().unwrap());
+    let asked = registry.control.blob_requests.load(SeqCst) - before;
+    assert!(
+        (1..=2).contains(&asked),
+        "{asked} requests for one span (and its neighbour)"
+    );
+}
+
+#[test]
+fn waiting_readers_do_not_slow_reads_of_present_bytes() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(Pack::Plain);
+    drop(mount(&place, &registry, &[]));
+    place.ok(&["cache", "prune", "--data"]);
+    let mounted = mount(&place, &registry, &[]);
+    let mut present = vec![0; 64 << 10];
+    let b = File::open(mounted.path("d/b")).unwrap();
+    // All of `b` is present, and none of it in the page cache.
+    assert!(std::fs::read(mounted.path("d/b")).unwrap() == noise(6, 2));
+    rustix::fs::fadvise(&b, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+    let near_end = 5 << 20;
+    registry.control.held.store(true, SeqCst);
+    let a = std::sync::Arc::new(File::open(mounted.path("d/a")).unwrap());
+    let waiting: Vec<_> = (0..1000)
+        .map(|n| {
+            let a = a.clone();
+            let read = move || a.read_exact_at(&mut [0; 16], n * 4096).unwrap();
+            std::thread::Builder::new()
+                .stack_size(64 << 10)
+                .spawn(read)
+                .unwrap()
+        })
+        .collect();
+    std::thread::sleep(Duration::from_millis(500));
+    let mut times = Vec::new();
+    for n in 0..10 {
+        let start = Instant::now();
+        b.read_exact_at(&mut present, near_end + n * (64 << 10))
+            .unwrap();
+        times.push(start.elapsed());
+    }
+    registry.control.held.store(false, SeqCst);
+    waiting.into_iter().for_each(|w| w.join().unwrap());
+    times.sort();
+    // The machine may be busy: the median says whether present bytes queue behind absent ones.
+    assert!(times[5] < Duration::from_millis(10), "{times:?}");
+}
+
+#[test]
+fn an_outage_is_waited_for_or_ends_in_an_error_as_asked() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(Pack::Gzip);
+    drop(mount(&place, &registry, &[]));
+    place.ok(&["cache", "prune", "--data"]);
+    registry.control.unplugged.store(true, SeqCst);
+    let mounted = mount(&place, &registry, &["--on-outage", "1"]);
+    let mut buffer = [0; 4096];
+    let file = File::open(mounted.path("d/a")).unwrap();
+    let failed = file.read_exact_at(&mut buffer, 0).unwrap_err();
+    assert_eq!(
+        failed.raw_os_error(),
+        Some(rustix::io::Errno::IO.raw_os_error())
+    );
+    drop((file, mounted));
+    let mounted = mount(&place, &registry, &[]);
+    let file = File::open(mounted.path("d/a")).unwrap();
+    let reader = std::thread::spawn(move || file.read_exact_at(&mut [0; 4096], 0));
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!reader.is_finished());
+    registry.control.unplugged.store(false, SeqCst);
+    reader.join().unwrap().unwrap();
+}
+
+#[test]
+fn damaged_cache_files_never_give_wrong_bytes() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(Pack::Gzip);
+    drop(mount(&place, &registry, &[]));
+    let layers = place.path("cache/v1/layers/sha256");
+    let layer = std::fs::read_dir(layers)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let data = File::options()
+        .write(true)
+        .open(layer.join("pages/data"))
+        .unwrap();
+    data.write_all_at(b"flipped", 1 << 20).unwrap();
+    data.write_all_at(&[0; 8192], 3 << 20).unwrap();
+    drop(data);
+    let mounted = mount(&place, &registry, &[]);
+    assert!(std::fs::read(mounted.path("d/a")).unwrap() == noise(6, 1));
+    assert!(std::fs::read(mounted.path("d/b")).unwrap() == noise(6, 2));
+    assert!(
+        place.stats()["fetched_bytes"].as_u64().unwrap() > 0,
+        "damage was fetched again"
+    );
+}

@@ -1,0 +1,140 @@
+//! The binary under test, and mounts that end with the test.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A place of its own for one test: cache, runtime directory, mountpoint, log.
+pub struct Place {
+    pub dir: TempDir,
+}
+
+/// Whether this machine lets the test mount; says loudly when not.
+pub fn can_mount() -> bool {
+    let can = rustix::process::geteuid().is_root() && Path::new("/dev/fuse").exists();
+    if !can {
+        skip("needs root and /dev/fuse");
+    }
+    can
+}
+
+/// Says why a test has nothing to do here, past libtest's capture of what tests print.
+pub fn skip(why: &str) {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or("a test");
+    let _ = writeln!(std::io::stderr(), "SKIPPED {test}: {why}");
+}
+
+impl Place {
+    pub fn new() -> Place {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("mnt")).unwrap();
+        Place { dir }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn mnt(&self) -> PathBuf {
+        self.path("mnt")
+    }
+
+    /// The command with everything it writes inside this place.
+    pub fn rsmount(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_rsmount"));
+        command
+            .env("RSMOUNT_CACHE_DIR", self.path("cache"))
+            .env("RSMOUNT_RUN_DIR", self.path("run"))
+            .env("RSMOUNT_LOG_FILE", self.path("log"))
+            .env_remove("RSMOUNT_LOG");
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Output {
+        self.rsmount().args(args).output().unwrap()
+    }
+
+    /// Runs and expects success; gives standard output.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.run(args);
+        let log = std::fs::read_to_string(self.path("log")).unwrap_or_default();
+        assert!(output.status.success(), "{args:?}: {output:?}\n{log}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Mounts the layout `image` of this place.
+    pub fn mount(&self, image: &str, options: &[&str]) -> Mounted<'_> {
+        self.mount_image(&format!("oci:{}", self.path(image).display()), options)
+    }
+
+    /// Mounts `image`, named as on the command line.
+    pub fn mount_image(&self, image: &str, options: &[&str]) -> Mounted<'_> {
+        let mnt = self.mnt();
+        let mut args = vec!["-q"];
+        args.extend_from_slice(options);
+        args.extend_from_slice(&[image, mnt.to_str().unwrap()]);
+        self.ok(&args);
+        Mounted { place: self }
+    }
+
+    pub fn stats(&self) -> Value {
+        let text = self.ok(&["stats", self.mnt().to_str().unwrap(), "--json"]);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    pub fn is_mounted(&self) -> bool {
+        let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        table.contains(&format!(" {} ", self.mnt().display()))
+    }
+
+    /// Files that are left of a mount in the runtime directory.
+    pub fn leftovers(&self) -> usize {
+        std::fs::read_dir(self.path("run")).map_or(0, Iterator::count)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.is_mounted() {
+            let _failed = self.run(&["umount", "--lazy", self.mnt().to_str().unwrap()]);
+        }
+    }
+}
+
+/// A mount that is unmounted when dropped.
+pub struct Mounted<'a> {
+    place: &'a Place,
+}
+
+impl<'a> Mounted<'a> {
+    /// Takes over what a test has mounted in its place.
+    pub fn adopt(place: &'a Place) -> Mounted<'a> {
+        Mounted { place }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.place.mnt().join(name)
+    }
+
+    /// Requests that the kernel sent so far, by kind.
+    pub fn requests(&self) -> Value {
+        self.place.stats()["fuse"].clone()
+    }
+}
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        if self.place.is_mounted() {
+            let output = self
+                .place
+                .run(&["umount", self.place.mnt().to_str().unwrap()]);
+            if !std::thread::panicking() {
+                assert!(output.status.success(), "{output:?}");
+            }
+        }
+    }
+}
