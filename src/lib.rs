@@ -25,6 +25,7 @@
 //! | 2 | [`layer`] | tar, gzip, zstd to an index, and spans back to bytes; sans-IO |
 //! | 3 | [`tree`] | merge of layer indexes into one immutable tree |
 //! | 4 | [`content`] | read(layer, range): cache, blob, decode, verify; first contact |
+//! | 4 | [`erofs`] | a merged tree as an EROFS image: tree in, bytes out |
 //! | 5 | [`fs`] | the file system without FUSE; the one place that knows errno |
 //! | 5 | [`pack`] | what one node learned of an image, as an artifact beside it: pure codecs |
 //! | 6 | [`fuse`] | translates FUSE requests to `fs`; decides nothing |
@@ -44,6 +45,7 @@ pub mod blob;
 pub mod cache;
 pub mod cli;
 pub mod content;
+pub mod erofs;
 pub mod fs;
 pub mod fuse;
 pub mod layer;

@@ -19,6 +19,7 @@ const RANKS: &[(&str, u8)] = &[
     ("layer", 2),
     ("tree", 3),
     ("content", 4),
+    ("erofs", 4),
     ("fs", 5),
     ("pack", 5),
     ("fuse", 6),
@@ -33,7 +34,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
-    ("crc32c", &["cache", "layer"]),
+    ("crc32c", &["cache", "layer", "erofs"]),
     (
         "data_encoding",
         &["oci", "cache", "layer", "registry", "archive"],
