@@ -9,6 +9,7 @@ pub mod assemble;
 pub mod control;
 mod error;
 pub mod explain;
+mod hot;
 pub mod launch;
 mod learn;
 pub mod mountpoint;

@@ -15,12 +15,13 @@ use crate::fs::ImageFs;
 use crate::layer::{LayerIndex, codec};
 use crate::monitor::{Event, Monitor};
 use crate::mount::error::Error;
+use crate::mount::hot::{self, Early};
 use crate::mount::learn::Learner;
 use crate::mount::pack::{self, Finding, Pack};
 use crate::mount::request::{MountRequest, Pull};
-use crate::mount::resolve::{Image, Resolver};
+use crate::mount::resolve::{Image, Resolver, Top};
 use crate::mount::source::{self, Access, LateSource, Source};
-use crate::oci::{Descriptor, ImageManifest, ImageName, Platform};
+use crate::oci::{Descriptor, Digest, ImageManifest, ImageName, Platform};
 use crate::tree::Tree;
 
 /// A file system that can be mounted, and what it was made from.
@@ -198,29 +199,74 @@ impl Contact<'_> {
         }
     }
 
-    /// Configuration and pack are asked for at the same time.
+    /// What can be asked for at the same time is: a pack of what the name stood for last with the
+    /// name itself, else a pack with the rest of the image's documents. The pack comes first, because
+    /// the first to ask gets the connection that is open already, and more depends on it.
     async fn ask(&self, source: &Source) -> Result<Known, Error> {
-        let asked = self.resolver.ask(source).await?;
-        let layers = stored_layers(self.cache, &asked.manifest)?;
-        let wanted = self.admits_packs() && layers.iter().any(Option::is_none);
-        let find = async {
-            match wanted {
-                true => pack::find(source, &asked.digest).await,
-                false => None,
+        let guess = self.guess()?;
+        let guessed = async {
+            match &guess {
+                Some(digest) => pack::find(source, digest, self.early(digest)).await,
+                None => None,
             }
         };
-        let (image, found) = tokio::join!(self.resolver.configured(source, &asked), find);
+        let (guessed, top) = tokio::join!(guessed, self.resolver.top(source));
+        let top = top?;
+        let find = async {
+            if guess.as_ref() == Some(top.digest()) {
+                return Ok(guessed);
+            }
+            Ok(match self.wants_pack(&top)? {
+                true => pack::find(source, top.digest(), self.early(top.digest())).await,
+                false => None,
+            })
+        };
+        let (found, image) = tokio::join!(find, self.resolver.image_of(source, &top));
+        let (found, image): (Result<_, Error>, _) = (found, image?);
         let mut known = Known {
-            image: image?,
-            layers,
+            layers: stored_layers(self.cache, &image.manifest)?,
+            image,
             pack: None,
             opened: None,
         };
-        if let Some(found) = found {
+        if let Some(found) = found? {
             self.take(found, &mut known);
         }
         remember_pack(self.request, self.access, self.cache, &mut known);
         Ok(known)
+    }
+
+    /// The image manifest that the name probably stands for, when a pack of it is wanted.
+    fn guess(&self) -> Result<Option<Digest>, Error> {
+        if !self.admits_packs() {
+            return Ok(None);
+        }
+        if let Some(image) = self.resolver.known()? {
+            let layers = stored_layers(self.cache, &image.manifest)?;
+            let wanted = layers.iter().any(Option::is_none);
+            return Ok(wanted.then_some(image.digest));
+        }
+        Ok(match &self.access.name {
+            ImageName::Registry(reference) => reference.digest().cloned(),
+            _ => None,
+        })
+    }
+
+    /// Whether a pack is wanted, as far as is known before the manifest is.
+    fn wants_pack(&self, top: &Top) -> Result<bool, Error> {
+        let Some(manifest) = self.resolver.manifest_here(top)? else {
+            return Ok(self.admits_packs());
+        };
+        let layers = stored_layers(self.cache, &manifest)?;
+        Ok(self.admits_packs() && layers.iter().any(Option::is_none))
+    }
+
+    /// A pack that was used before has its hot pages here.
+    fn early(&self, image: &Digest) -> Early {
+        match pack::is_remembered(self.cache, &self.access.name, image) {
+            true => Early::Never,
+            false => Early::HotPages,
+        }
     }
 
     fn admits_packs(&self) -> bool {
@@ -229,7 +275,10 @@ impl Contact<'_> {
 
     async fn look_for_pack(&self, source: &Source, known: &mut Known) {
         if self.admits_packs()
-            && let Some(found) = pack::find(source, &known.image.digest).await
+            && let Some(found) = {
+                let image = &known.image.digest;
+                pack::find(source, image, self.early(image)).await
+            }
         {
             self.take(found, known);
         }
@@ -290,7 +339,7 @@ fn wire(
     if let Some(pack) = &pack
         && !request.offline
     {
-        pack::stream_hot(pack, &content, &late, &own)?;
+        hot::stream_hot(pack, &content, &late, &own)?;
     }
     Ok(Assembled {
         fs: Arc::new(ImageFs::new(tree, content)),

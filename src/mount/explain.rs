@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::cache::{Cache, PAGE_BYTES};
 use crate::content::Content;
 use crate::mount::error::Error;
+use crate::mount::hot::Early;
 use crate::mount::learn::Learner;
 use crate::mount::pack::{self, Finding};
 use crate::mount::request::MountRequest;
@@ -70,8 +71,8 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
             Some(image) => image,
             None if request.offline => return Err(Error::Offline(request.image.clone())),
             None => {
-                let asked = resolver.ask(&source).await?;
-                resolver.configured(&source, &asked).await?
+                let top = resolver.top(&source).await?;
+                resolver.image_of(&source, &top).await?
             }
         };
         let finding = match admitted {
@@ -80,7 +81,7 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
                 let known = pack::remembered(&cache, request.trust_index, &access.name, &image);
                 known.map_or_else(none, |pack| Finding::Used(Box::new(pack)))
             }
-            Ok(()) => match pack::find(&source, &image.digest).await {
+            Ok(()) => match pack::find(&source, &image.digest, Early::Never).await {
                 Some(found) => found.accept(&cache, &access.name, &image),
                 None => none(),
             },

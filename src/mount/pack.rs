@@ -7,21 +7,21 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
 use sha2::{Digest as _, Sha256};
 
 use crate::blob::{self, Blob, ByteRange};
 use crate::cache::{Cache, Pages, Presence};
 use crate::content::first_contact::{self, Wanted};
-use crate::content::{self, Content, LayerSource};
+use crate::content::{self, LayerSource};
 use crate::layer::{LayerIndex, codec};
 use crate::monitor::{Event, Monitor};
+use crate::mount::hot::{Coming, Early};
 use crate::mount::request::TrustIndex;
 use crate::mount::resolve::Image;
 use crate::mount::source::{LateSource, Source};
 use crate::oci::{Descriptor, Digest, ImageManifest, ImageName};
 use crate::pack::meta::{META_BYTES_MAX, without_windows};
-use crate::pack::{HotRange, HotReader, Meta, PackError, PackManifest, windows};
+use crate::pack::{HotRange, Meta, PackError, PackManifest, windows};
 
 /// A pack that may be used.
 #[derive(Debug, Clone)]
@@ -30,6 +30,8 @@ pub(crate) struct Pack {
     pub(crate) digest: Digest,
     pub(crate) manifest: PackManifest,
     pub(crate) meta: Arc<Meta>,
+    /// Hot pages that were asked for already.
+    pub(crate) coming: Coming,
 }
 
 /// Why a pack is used or not, for people.
@@ -84,9 +86,14 @@ pub(crate) fn remembered(
     check(cache, digest, manifest, &meta, image).ok()
 }
 
+/// Whether an earlier mount has used a pack of `image`.
+pub(crate) fn is_remembered(cache: &Cache, name: &ImageName, image: &Digest) -> bool {
+    cache.tag(&key(name, image)).is_some()
+}
+
 /// Asks the source for a pack of `image`; nothing that is wrong with one keeps anybody from
 /// mounting.
-pub(crate) async fn find(source: &Source, image: &Digest) -> Option<Found> {
+pub(crate) async fn find(source: &Source, image: &Digest, early: Early) -> Option<Found> {
     let Source::Registry { registry, .. } = source else {
         return None;
     };
@@ -106,6 +113,10 @@ pub(crate) async fn find(source: &Source, image: &Digest) -> Option<Found> {
     let manifest = manifest
         .inspect_err(|error| tracing::warn!(%error, "a pack is not used"))
         .ok()?;
+    let coming = match early {
+        Early::HotPages => Coming::ask(source, &manifest.hot),
+        Early::Never => Coming::default(),
+    };
     let meta = match &manifest.inline {
         Some(meta) => meta.clone(),
         None => {
@@ -118,6 +129,7 @@ pub(crate) async fn find(source: &Source, image: &Digest) -> Option<Found> {
         bytes: document.bytes.to_vec(),
         manifest,
         meta,
+        coming,
     })
 }
 
@@ -128,6 +140,7 @@ pub(crate) struct Found {
     bytes: Vec<u8>,
     manifest: PackManifest,
     meta: Vec<u8>,
+    coming: Coming,
 }
 
 impl Found {
@@ -138,6 +151,7 @@ impl Found {
             bytes,
             manifest,
             meta,
+            coming,
         } = self;
         let keep = || {
             cache.put_document(&digest, &bytes)?;
@@ -150,7 +164,7 @@ impl Found {
                 if let Err(error) = keep() {
                     tracing::warn!(%error, "a pack is not remembered");
                 }
-                Finding::Used(Box::new(pack))
+                Finding::Used(Box::new(Pack { coming, ..pack }))
             }
             Err(why) => Finding::Not(why),
         }
@@ -186,6 +200,7 @@ fn check(
         digest,
         manifest,
         meta: Arc::new(meta),
+        coming: Coming::default(),
     })
 }
 
@@ -238,7 +253,7 @@ fn of_layer(hot: &[HotRange], number: u32) -> Vec<HotRange> {
     hot.iter().filter(|h| h.layer == number).copied().collect()
 }
 
-fn refused(error: PackError) -> content::Error {
+pub(crate) fn refused(error: PackError) -> content::Error {
     content::Error::Pack(error.to_string())
 }
 
@@ -251,63 +266,6 @@ async fn whole(blob: &dyn Blob) -> Result<Bytes, content::Error> {
             "the pack's windows: {mismatch}"
         ))),
     }
-}
-
-/// Streams the pack's hot pages into `content`, from now on until all are there.
-pub(crate) fn stream_hot(
-    pack: &Pack,
-    content: &Arc<Content>,
-    late: &Arc<LateSource>,
-    own: &[bool],
-) -> Result<(), content::Error> {
-    let sizes: Vec<u64> = pack.meta.layers.iter().map(|l| l.address_size).collect();
-    let of = |h: &HotRange| (h.layer, h.range(sizes[h.layer as usize]));
-    // Layers whose index was made here need nothing from a pack.
-    let wanted = |h: &&HotRange| !own.get(h.layer as usize).copied().unwrap_or(true);
-    let absent: Vec<_> = pack.meta.hot.iter().filter(wanted).map(of).collect();
-    if absent
-        .iter()
-        .all(|(layer, range)| content.is_present(*layer, *range))
-    {
-        return Ok(());
-    }
-    let runtime = content.runtime()?;
-    content.expect_hot(absent.into_iter());
-    let (content, pack, own) = (content.clone(), pack.clone(), own.to_vec());
-    let part = late.blob(pack.manifest.hot.clone());
-    runtime.spawn(async move {
-        if let Err(error) = receive(&content, &pack, &part, &own, &sizes).await {
-            tracing::warn!(%error, "the pack's pages did not come");
-        }
-        content.hot_ended();
-    });
-    Ok(())
-}
-
-async fn receive(
-    content: &Content,
-    pack: &Pack,
-    part: &Arc<dyn Blob>,
-    own: &[bool],
-    sizes: &[u64],
-) -> Result<(), content::Error> {
-    let mut reader = HotReader::new(&pack.meta.hot, &pack.meta.layers).map_err(refused)?;
-    let mut stream = part.open(ByteRange::new(0, part.size())).await?;
-    content.count_request();
-    while let Some(piece) = stream.next().await {
-        let piece = piece?;
-        content.count_fetched(piece.len() as u64);
-        let mut stored = Ok(());
-        let pushed = reader.push(&piece, &mut |hot, bytes| {
-            let layer = hot.layer as usize;
-            if !own[layer] && stored.is_ok() {
-                stored = content.hot_came(hot.layer, hot.range(sizes[layer]), bytes);
-            }
-        });
-        pushed.map_err(refused)?;
-        stored?;
-    }
-    reader.finish().map_err(refused)
 }
 
 /// What compares a pack with a layer.

@@ -8,7 +8,7 @@ use crate::mount::source::{Access, Document, Source};
 use crate::oci::config::CONFIG_BYTES_MAX;
 use crate::oci::manifest::ManifestError;
 use crate::oci::platform::PlatformError;
-use crate::oci::{Digest, ImageConfig, ImageManifest, ImageName, Manifest, Platform};
+use crate::oci::{Descriptor, Digest, ImageConfig, ImageManifest, ImageName, Manifest, Platform};
 
 /// An image of one platform.
 #[derive(Debug, Clone)]
@@ -20,13 +20,29 @@ pub(crate) struct Image {
     pub(crate) config: ImageConfig,
 }
 
-/// An image whose configuration was not asked for yet.
+/// What a name stands for, as far as the first answer says.
 #[derive(Debug)]
-pub(crate) struct Unconfigured {
-    top: Document,
+pub(crate) struct Top {
+    document: Document,
+    below: Below,
+}
+
+#[derive(Debug)]
+enum Below {
+    /// The answer is the image manifest.
+    Itself(Box<ImageManifest>),
+    /// It is an index, which names the image manifest of the platform.
+    Named(Descriptor),
+}
+
+impl Top {
     /// Digest of the image manifest.
-    pub(crate) digest: Digest,
-    pub(crate) manifest: ImageManifest,
+    pub(crate) fn digest(&self) -> &Digest {
+        match &self.below {
+            Below::Itself(_) => &self.document.digest,
+            Below::Named(of) => &of.digest,
+        }
+    }
 }
 
 /// Resolves names against one cache.
@@ -113,52 +129,60 @@ impl<'a> Resolver<'a> {
         self.image(digest, manifest, &config).map(Some)
     }
 
-    /// The image manifest as the source has it now; [`Resolver::configured`] makes an image of it.
-    pub(crate) async fn ask(&self, source: &Source) -> Result<Unconfigured, Error> {
-        let top = source.top(&self.access.name).await?;
-        self.keep(&top)?;
-        let (digest, manifest) = match self.parse(&top.bytes, top.media_type.as_deref())? {
-            Manifest::Image(manifest) => (top.digest.clone(), manifest),
+    /// What the source says now that the name stands for.
+    pub(crate) async fn top(&self, source: &Source) -> Result<Top, Error> {
+        let document = source.top(&self.access.name).await?;
+        self.keep(&document)?;
+        let below = match self.parse(&document.bytes, document.media_type.as_deref())? {
+            Manifest::Image(manifest) => Below::Itself(Box::new(manifest)),
             Manifest::Index(index) => {
-                let of = index
-                    .select(&self.platform)
-                    .map_err(|e| self.manifest_error(e))?;
-                let document = source.manifest(of).await?;
-                self.keep(&document)?;
-                let media_type = document.media_type.as_deref();
-                (
-                    document.digest,
-                    self.parse_image(&document.bytes, media_type)?,
-                )
+                let of = index.select(&self.platform);
+                Below::Named(of.map_err(|e| self.manifest_error(e))?.clone())
             }
         };
-        Ok(Unconfigured {
-            top,
-            digest,
-            manifest,
-        })
+        Ok(Top { document, below })
     }
 
-    /// Asks for the configuration, and keeps what is needed to mount again.
-    pub(crate) async fn configured(
-        &self,
-        source: &Source,
-        asked: &Unconfigured,
-    ) -> Result<Image, Error> {
-        let Unconfigured {
-            top,
-            digest,
-            manifest,
-        } = asked;
-        let config = source.small(&manifest.config, CONFIG_BYTES_MAX).await?;
-        let image = self.image(digest.clone(), manifest.clone(), &config)?;
-        self.cache
-            .put_document(&image.manifest.config.digest, &config)?;
+    /// The image manifest, if it is here.
+    pub(crate) fn manifest_here(&self, top: &Top) -> Result<Option<ImageManifest>, Error> {
+        let of = match &top.below {
+            Below::Itself(manifest) => return Ok(Some((**manifest).clone())),
+            Below::Named(of) => of,
+        };
+        let bytes = self.cache.document(&of.digest);
+        bytes
+            .map(|bytes| self.parse_image(&bytes, Some(&of.media_type)))
+            .transpose()
+    }
+
+    async fn manifest(&self, source: &Source, top: &Top) -> Result<ImageManifest, Error> {
+        match (self.manifest_here(top)?, &top.below) {
+            (Some(manifest), _) => Ok(manifest),
+            (None, Below::Itself(manifest)) => Ok((**manifest).clone()),
+            (None, Below::Named(of)) => {
+                let document = source.manifest(of).await?;
+                self.keep(&document)?;
+                self.parse_image(&document.bytes, document.media_type.as_deref())
+            }
+        }
+    }
+
+    /// Asks for what is missing of manifest and configuration, and keeps what is needed to mount
+    /// again.
+    pub(crate) async fn image_of(&self, source: &Source, top: &Top) -> Result<Image, Error> {
+        let manifest = self.manifest(source, top).await?;
+        let of = manifest.config.clone();
+        let config = match self.cache.document(&of.digest) {
+            Some(here) => here.into(),
+            None => source.small(&of, CONFIG_BYTES_MAX).await?,
+        };
+        let image = self.image(top.digest().clone(), manifest, &config)?;
+        self.cache.put_document(&of.digest, &config)?;
         // Last, so that a remembered tag always leads to documents that are there.
         self.cache.remember_tag(
             &self.access.name.to_string(),
-            top.media_type.as_deref().unwrap_or_default(),
-            &top.digest,
+            top.document.media_type.as_deref().unwrap_or_default(),
+            &top.document.digest,
         )?;
         Ok(image)
     }

@@ -1,10 +1,12 @@
-//! A registry on loopback that serves a layout, counts what crosses, and can be held or unplugged.
+//! A registry on loopback that serves a layout, takes pushes, counts what crosses and which steps
+//! depend on which, and can be held or unplugged.
 
-use std::io::{BufRead, BufReader, Write};
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -22,6 +24,33 @@ pub struct Control {
     pub requests: AtomicU64,
     /// Requests for blobs.
     pub blob_requests: AtomicU64,
+    /// What tags were pushed, with the digests of their manifests.
+    tags: Mutex<HashMap<String, String>>,
+    /// When set, an answer takes so many milliseconds, and so does a new connection.
+    pub step_ms: AtomicU64,
+    /// The longest chain of answers, each of which was asked for after the one before had come.
+    longest: AtomicU64,
+}
+
+impl Control {
+    /// How many steps something that begins now depends on, so far.
+    pub fn steps(&self) -> u64 {
+        self.longest.load(SeqCst)
+    }
+
+    /// Counts from 0 again, with steps of `ms` milliseconds: far more than what goes on at the same
+    /// time needs to arrive, so that it is seen as such.
+    pub fn count_steps(&self, ms: u64) {
+        self.longest.store(0, SeqCst);
+        self.step_ms.store(ms, SeqCst);
+    }
+
+    /// Waits as long as a step takes; `own` is how many this answer needs by itself.
+    fn step(&self, own: u64) -> u64 {
+        let behind = self.steps();
+        std::thread::sleep(Duration::from_millis(own * self.step_ms.load(SeqCst)));
+        behind + own
+    }
 }
 
 /// A running registry; the threads end with the test's process.
@@ -55,12 +84,13 @@ impl Registry {
 fn connection(layout: &std::path::Path, control: &Control, stream: &TcpStream) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut reader = BufReader::new(stream);
+    let mut is_new = true;
     loop {
         let mut first = String::new();
         if reader.read_line(&mut first).ok()? == 0 {
             return None;
         }
-        let mut range = None;
+        let (mut range, mut length) = (None, 0);
         loop {
             let mut line = String::new();
             reader.read_line(&mut line).ok()?;
@@ -71,13 +101,55 @@ fn connection(layout: &std::path::Path, control: &Control, stream: &TcpStream) -
                 let (start, end) = value.trim().split_once('-')?;
                 range = Some((start.parse().ok()?, end.parse::<usize>().ok()));
             }
+            if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
+                length = value.trim().parse().ok()?;
+            }
         }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).ok()?;
         if control.unplugged.load(SeqCst) {
             return None;
         }
         control.requests.fetch_add(1, SeqCst);
-        let path = first.split(' ').nth(1)?;
-        answer(layout, control, stream, path, range)?;
+        let (method, rest) = first.split_once(' ')?;
+        let path = rest.split(' ').next()?;
+        let steps = control.step(1 + u64::from(is_new));
+        is_new = false;
+        match method {
+            "GET" => answer(layout, control, stream, path, range)?,
+            _ => push(layout, control, stream, (method, path, body))?,
+        }
+        control.longest.fetch_max(steps, SeqCst);
+    }
+}
+
+/// What pushes need (OCI distribution-spec, "Pushing blobs" and "Pushing Manifests").
+fn push(
+    layout: &std::path::Path,
+    control: &Control,
+    mut stream: &TcpStream,
+    (method, path, body): (&str, &str, Vec<u8>),
+) -> Option<()> {
+    let keep = |bytes: &[u8]| {
+        let digest = rsmount::oci::Digest::of(bytes);
+        let path = layout.join("blobs/sha256").join(digest.hex());
+        std::fs::write(path, bytes)
+            .ok()
+            .map(|()| digest.to_string())
+    };
+    match method {
+        "POST" => {
+            let head = "HTTP/1.1 202 Accepted\r\nLocation: uploads/1\r\nContent-Length: 0\r\n\r\n";
+            stream.write_all(head.as_bytes()).ok()
+        }
+        "PUT" => {
+            let digest = keep(&body)?;
+            if let Some(tag) = path.split("/manifests/").nth(1) {
+                control.tags.lock().unwrap().insert(tag.into(), digest);
+            }
+            status(stream, "201 Created")
+        }
+        _ => status(stream, "404 Not Found"),
     }
 }
 
@@ -94,24 +166,26 @@ fn answer(
         let index: Value =
             serde_json::from_slice(&std::fs::read(layout.join("index.json")).ok()?).ok()?;
         let top = index["manifests"][0]["digest"].as_str()?;
-        let wanted = if reference.contains(':') {
-            reference
-        } else {
-            top
+        let tags = control.tags.lock().unwrap().clone();
+        let wanted = match tags.get(reference) {
+            Some(pushed) => pushed,
+            None if reference.contains(':') => reference,
+            None if reference == "latest" => top,
+            None => "sha256:none",
         };
         let Some(bytes) = blob(wanted) else {
             return status(stream, "404 Not Found");
         };
         let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.oci.image.manifest.v1+json\r\n\
-             Content-Length: {}\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nContent-Length: {}\r\n\r\n",
+            media_type(&bytes),
             bytes.len()
         );
         stream.write_all(head.as_bytes()).ok()?;
         return stream.write_all(&bytes).ok();
     }
     let Some(digest) = path.split("/blobs/").nth(1) else {
-        return status(stream, "200 OK");
+        return status(stream, "404 Not Found");
     };
     let Some(bytes) = blob(digest) else {
         return status(stream, "404 Not Found");
@@ -137,6 +211,12 @@ fn answer(
     stream.write_all(part).ok()?;
     control.blob_bytes.fetch_add(part.len() as u64, SeqCst);
     Some(())
+}
+
+fn media_type(manifest: &[u8]) -> String {
+    let manifest: Value = serde_json::from_slice(manifest).unwrap_or_default();
+    let image = "application/vnd.oci.image.manifest.v1+json";
+    manifest["mediaType"].as_str().unwrap_or(image).to_owned()
 }
 
 fn status(mut stream: &TcpStream, status: &str) -> Option<()> {
