@@ -163,6 +163,12 @@ pub struct MountArgs {
     pub source: SourceArgs,
     /// An existing directory
     pub mountpoint: PathBuf,
+    /// Make the mount writable and keep the changes in DIR, which is made if it is missing
+    #[arg(long, value_name = "DIR", conflicts_with = "tmp", display_order = 1)]
+    pub upper: Option<PathBuf>,
+    /// Make the mount writable and drop the changes when it ends
+    #[arg(long, display_order = 1)]
+    pub tmp: bool,
     /// Mount options: suid, dev, noexec, allow_other (and their opposites), as in mount(8)
     #[arg(
         short = 'o',

@@ -28,6 +28,9 @@ pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
             r.pid.to_string(),
             state(r.state).to_owned(),
             r.since.clone(),
+            r.upper
+                .as_ref()
+                .map_or("-".to_owned(), |dir| dir.display().to_string()),
             r.mountpoint.display().to_string(),
         ]
     };
@@ -38,6 +41,7 @@ pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
         "PID",
         "STATE",
         "SINCE",
+        "UPPER",
         "MOUNTPOINT",
     ];
     output::table(&headings, &records.iter().map(row).collect::<Vec<_>>());
@@ -93,6 +97,13 @@ fn print_stats(stats: &Stats) {
         ("digest", stats.digest.clone()),
         ("state", state(stats.state).to_owned()),
         ("engine", stats.engine.clone()),
+        (
+            "upper",
+            stats
+                .upper
+                .as_ref()
+                .map_or("-".to_owned(), |dir| dir.display().to_string()),
+        ),
         (
             "fetched",
             format!(

@@ -14,7 +14,7 @@ use crate::cli::progress::Progress;
 use crate::cli::settings::Settings;
 use crate::content::{Fill, Outage};
 use crate::mount::launch::{self, LaunchError};
-use crate::mount::{MountRequest, mountpoint, record};
+use crate::mount::{MountRequest, Upper, mountpoint, record};
 
 /// How long `umount` waits for the worker to be gone after the mount is.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -63,10 +63,21 @@ fn request(args: &MountArgs, settings: Settings) -> Result<MountRequest, Failure
     request.on_outage = args.on_outage;
     request.fill = args.fill.into();
     request.foreground = args.foreground;
+    request.upper = upper(args)?;
     for option in &args.options {
         apply_option(&mut request, option)?;
     }
     Ok(request)
+}
+
+/// Where changes go, as an absolute path. The directory is made if it is missing.
+fn upper(args: &MountArgs) -> Result<Option<Upper>, Failure> {
+    let Some(dir) = &args.upper else {
+        return Ok(args.tmp.then_some(Upper::ThrowAway));
+    };
+    let absolute = std::path::absolute(dir);
+    let absolute = absolute.map_err(|e| Failure::new(format!("{}: {e}", dir.display())))?;
+    Ok(Some(Upper::Directory(absolute)))
 }
 
 /// What an image's source says, for a request that mounts nothing yet: whoever asks fails rather
@@ -88,6 +99,8 @@ pub(super) fn source_request(
     Ok(MountRequest {
         image: absolute_image(&args.image)?,
         mountpoint: PathBuf::new(),
+        upper: None,
+        pinned: None,
         platform: args.platform.clone(),
         cache_dir,
         offline: args.offline,
@@ -97,8 +110,8 @@ pub(super) fn source_request(
         trust_index: args.trust_index.into(),
         insecure_registries,
         ca_files,
-        suid: false,
-        dev: false,
+        suid: None,
+        dev: None,
         noexec: false,
         allow_other: None,
         foreground: true,
@@ -121,18 +134,25 @@ fn absolute_image(image: &str) -> Result<String, Failure> {
 
 fn apply_option(request: &mut MountRequest, option: &str) -> Result<(), Failure> {
     match option {
-        "suid" => request.suid = true,
-        "nosuid" => request.suid = false,
-        "dev" => request.dev = true,
-        "nodev" => request.dev = false,
+        "suid" => request.suid = Some(true),
+        "nosuid" => request.suid = Some(false),
+        "dev" => request.dev = Some(true),
+        "nodev" => request.dev = Some(false),
         "exec" => request.noexec = false,
         "noexec" => request.noexec = true,
         "allow_other" => request.allow_other = Some(true),
         "noallow_other" => request.allow_other = Some(false),
-        "ro" | "default_permissions" | "" => {}
+        "default_permissions" | "" => {}
+        "ro" if request.upper.is_none() => {}
+        "rw" if request.upper.is_some() => {}
+        "ro" => {
+            return Err(Failure::new(
+                "--upper and --tmp make the mount writable; leave out the option ro, or them",
+            ));
+        }
         "rw" => {
             return Err(Failure::new(
-                "an image is read-only; the option rw is not possible",
+                "an image is read-only; for a writable mount give --upper DIR or --tmp",
             ));
         }
         other => {

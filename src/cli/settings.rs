@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use crate::cli::args::Global;
 use crate::cli::output::Failure;
+use crate::mount::privilege;
 
 /// What a configuration file may hold.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -78,7 +79,7 @@ fn read(path: &Path) -> Result<Option<ConfigFile>, Failure> {
 }
 
 fn default_cache_dir() -> Option<PathBuf> {
-    if rustix::process::geteuid().is_root() {
+    if privilege::is_system_root() {
         return Some("/var/lib/rsmount".into());
     }
     let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".cache"));

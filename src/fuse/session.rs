@@ -129,7 +129,7 @@ impl Session {
 }
 
 /// What stands in `/proc/mounts` as the device: no control characters, no option separator.
-fn shown_source(source: &str) -> String {
+pub fn shown_source(source: &str) -> String {
     let source: String = source
         .chars()
         .filter(|c| !c.is_control() && *c != ',')

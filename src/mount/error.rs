@@ -62,6 +62,12 @@ pub enum Error {
     /// The mountpoint cannot be used.
     #[error(transparent)]
     Mountpoint(#[from] MountpointError),
+    /// The upper directory cannot be used.
+    #[error(transparent)]
+    Upper(#[from] crate::mount::upper::UpperError),
+    /// There is no overlay above the image.
+    #[error(transparent)]
+    Overlay(#[from] crate::mount::overlay::OverlayError),
     /// FUSE said no.
     #[error("{}: cannot mount: {hint}", .mountpoint.display())]
     Fuse {

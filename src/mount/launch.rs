@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use crate::monitor::Event;
+use crate::mount::privilege;
 use crate::mount::record::Record;
 use crate::mount::request::MountRequest;
 
@@ -109,7 +110,7 @@ pub fn log_path() -> PathBuf {
     if let Some(path) = std::env::var_os("RSMOUNT_LOG_FILE") {
         return path.into();
     }
-    if rustix::process::geteuid().is_root() {
+    if privilege::is_system_root() {
         return "/var/log/rsmount.log".into();
     }
     let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/state"));

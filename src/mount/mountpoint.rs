@@ -7,8 +7,17 @@ use std::process::Command;
 
 use rustix::mount::UnmountFlags;
 
+use crate::mount::record;
+
 /// File system type in `/proc/self/mountinfo`.
 const FS_TYPE: &[u8] = b"fuse.rsmount";
+
+/// How the source of an overlay of ours begins there.
+pub(super) const OVERLAY_SOURCE: &str = "rsmount:";
+
+/// Type of the overlays that fuse-overlayfs makes. It lets nobody choose their source, so ours are
+/// known by their records.
+const OVERLAY_PROGRAM: &[u8] = b"fuse.fuse-overlayfs";
 
 /// Why a path cannot be mounted on or unmounted.
 #[derive(Debug, thiserror::Error)]
@@ -83,10 +92,30 @@ pub(super) fn device(path: &Path) -> Option<String> {
         let mut fields = line.split(|b| *b == b' ');
         let device = fields.nth(2)?;
         let at = fields.nth(1)?;
-        let kind = fields.skip_while(|f| *f != b"-").nth(1);
-        let ours = kind == Some(FS_TYPE) && unescape(at) == path.as_os_str().as_bytes();
-        ours.then(|| String::from_utf8_lossy(device).into_owned())
+        let mut fields = fields.skip_while(|f| *f != b"-");
+        let (kind, source) = (fields.nth(1)?, fields.next()?);
+        let ours = |path| match kind {
+            FS_TYPE => true,
+            b"overlay" => source.starts_with(OVERLAY_SOURCE.as_bytes()),
+            OVERLAY_PROGRAM => record::is_writable(path),
+            _ => false,
+        };
+        (unescape(at) == path.as_os_str().as_bytes() && ours(path))
+            .then(|| String::from_utf8_lossy(device).into_owned())
     })
+}
+
+/// Whether some overlay in the mount table writes to `path` (absolute, without links), whoever
+/// mounted it.
+pub(super) fn is_upper_of_a_mount(path: &Path) -> bool {
+    let Ok(table) = std::fs::read("/proc/self/mountinfo") else {
+        return false;
+    };
+    let option = [b"upperdir=", path.as_os_str().as_bytes()].concat();
+    let options_of = |line: &[u8]| line.rsplit(|b| *b == b' ').next().map(<[u8]>::to_vec);
+    let mut all = table.split(|b| *b == b'\n').filter_map(options_of);
+    // A comma in a path is escaped, so that this splits at options only.
+    all.any(|options| options.split(|b| *b == b',').any(|o| unescape(o) == option))
 }
 
 /// Why there is no record of a mount at `path`.
@@ -152,14 +181,39 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountpointError> {
 }
 
 /// Ends the mount at `path` at once, whoever uses it: every request fails from now on, and names and
-/// pages that the kernel remembers are out of reach.
-pub(crate) fn abort(path: &Path) {
+/// pages that the kernel remembers are out of reach. `device` is the image's own (`MAJOR:MINOR`),
+/// which lies below the overlay of a writable mount.
+pub(crate) fn abort(path: &Path, device: Option<&str>) {
+    if let Some(device) = device
+        && let Err(error) = abort_connection(device)
+    {
+        tracing::warn!(%error, "whoever has a file open may go on reading");
+    }
     let flags = UnmountFlags::FORCE | UnmountFlags::DETACH | UnmountFlags::NOFOLLOW;
     if let Err(error) = rustix::mount::unmount(path, flags)
         && let Err(also) = fusermount(path, true)
     {
         tracing::error!(%error, %also, "the mount could not be ended");
     }
+}
+
+/// By the control file system of FUSE (the kernel's Documentation/filesystems/fuse), which needs no
+/// place to be mounted at. The connection's number is the minor one of its device.
+fn abort_connection(device: &str) -> io::Result<()> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let minor = device.split(':').nth(1).unwrap_or_default();
+    let fs = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_create(&fs)?;
+    let attributes = MountAttrFlags::empty();
+    let mount = rustix::mount::fsmount(&fs, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let file = rustix::fs::openat(
+        &mount,
+        format!("{minor}/abort"),
+        rustix::fs::OFlags::WRONLY | rustix::fs::OFlags::CLOEXEC,
+        rustix::fs::Mode::empty(),
+    )?;
+    rustix::io::write(&file, b"1")?;
+    Ok(())
 }
 
 fn fusermount(path: &Path, lazy: bool) -> Result<(), MountpointError> {

@@ -4,18 +4,12 @@
 //! range request. The kernel's setting of the mount (its "backing device") can be written by root;
 //! without that it stays as it is, which costs speed only.
 
-use std::path::Path;
-
-use crate::mount::mountpoint;
-
 /// What the kernel may read ahead once nothing has to be fetched any more.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// Raises the read-ahead of the mount at `mountpoint`. Files that are open keep what they have.
-pub(super) fn raise(mountpoint: &Path) {
-    let Some(device) = mountpoint::device(mountpoint) else {
-        return;
-    };
+/// Raises the read-ahead of the image's own mount on `device` (`MAJOR:MINOR`). Files that are open
+/// keep what they have.
+pub(super) fn raise(device: &str) {
     let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
     match std::fs::write(&setting, READ_AHEAD_KIB) {
         Ok(()) => tracing::debug!(setting, "read-ahead raised"),

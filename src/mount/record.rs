@@ -10,6 +10,7 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::mount::mountpoint;
+use crate::mount::privilege;
 
 /// How a mount is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,7 +62,7 @@ pub fn directory() -> io::Result<PathBuf> {
     let uid = rustix::process::geteuid();
     let path = if let Some(dir) = std::env::var_os("RSMOUNT_RUN_DIR") {
         PathBuf::from(dir)
-    } else if uid.is_root() {
+    } else if privilege::is_system_root() {
         PathBuf::from("/run/rsmount")
     } else if let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
         Path::new(&dir).join("rsmount")
@@ -131,6 +132,16 @@ impl Drop for OwnRecord {
         }
         let _gone = std::fs::remove_file(&self.path);
     }
+}
+
+/// Whether some record says that a writable mount is at `mountpoint`.
+pub(super) fn is_writable(mountpoint: &Path) -> bool {
+    let entries = directory().and_then(std::fs::read_dir);
+    let mut records = entries.into_iter().flatten().flatten().filter_map(|entry| {
+        let file = File::open(entry.path()).ok()?;
+        serde_json::from_reader::<_, Record>(&file).ok()
+    });
+    records.any(|r| r.upper.is_some() && r.mountpoint == mountpoint)
 }
 
 /// All mounts of this user, oldest first. Records of dead workers whose mount is gone as well are

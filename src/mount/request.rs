@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::content::{Fill, Outage};
+use crate::oci::Digest;
 
 /// When the registry is asked although the tag is known here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -35,6 +36,16 @@ pub enum TrustIndex {
     Local,
 }
 
+/// Where a writable mount keeps what is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Upper {
+    /// In this directory (absolute), which stays.
+    Directory(PathBuf),
+    /// In the cache; it is removed when the mount ends.
+    ThrowAway,
+}
+
 /// Everything a worker must know to mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
@@ -42,6 +53,10 @@ pub struct MountRequest {
     pub image: String,
     /// Absolute path.
     pub mountpoint: PathBuf,
+    /// Makes the mount writable.
+    pub upper: Option<Upper>,
+    /// The image manifest to use, whatever the name stands for by now.
+    pub pinned: Option<Digest>,
     /// `os/arch[/variant]`; the host's when absent.
     pub platform: Option<String>,
     /// Cache root.
@@ -60,10 +75,11 @@ pub struct MountRequest {
     pub insecure_registries: Vec<String>,
     /// Extra CA certificates, PEM.
     pub ca_files: Vec<PathBuf>,
-    /// Honour set-id bits.
-    pub suid: bool,
-    /// Honour device nodes.
-    pub dev: bool,
+    /// Honour set-id bits; by default a writable mount does, as a container's root file system has
+    /// to, and a read-only one does not.
+    pub suid: Option<bool>,
+    /// Honour device nodes; the default is as for `suid`.
+    pub dev: Option<bool>,
     /// Refuse execution.
     pub noexec: bool,
     /// Whether other users may enter; as root they may unless this says no.

@@ -77,6 +77,9 @@ impl<'a> Resolver<'a> {
     /// Whether the answer of the cache is good enough without asking anybody. An archive is local
     /// and may have been rewritten: it is always read again.
     fn cache_suffices(&self) -> bool {
+        if self.request.pinned.is_some() {
+            return true;
+        }
         match &self.access.name {
             ImageName::Registry(r) => {
                 self.request.offline || r.digest().is_some() || self.request.pull == Pull::Missing
@@ -98,7 +101,7 @@ impl<'a> Resolver<'a> {
         let ImageName::Registry(reference) = &self.access.name else {
             return Ok(None);
         };
-        let (top, media_type) = match reference.digest() {
+        let (top, media_type) = match self.request.pinned.as_ref().or(reference.digest()) {
             Some(digest) => (digest.clone(), None),
             None => match self.cache.tag(&self.access.name.to_string()) {
                 Some(tag) => (tag.digest, Some(tag.media_type)),
@@ -131,7 +134,10 @@ impl<'a> Resolver<'a> {
 
     /// What the source says now that the name stands for.
     pub(crate) async fn top(&self, source: &Source) -> Result<Top, Error> {
-        let document = source.top(&self.access.name).await?;
+        let document = match (&self.request.pinned, &self.access.name) {
+            (Some(digest), ImageName::Registry(_)) => source.pinned(digest).await?,
+            _ => source.top(&self.access.name).await?,
+        };
         self.keep(&document)?;
         let below = match self.parse(&document.bytes, document.media_type.as_deref())? {
             Manifest::Image(manifest) => Below::Itself(Box::new(manifest)),
@@ -178,6 +184,9 @@ impl<'a> Resolver<'a> {
         };
         let image = self.image(top.digest().clone(), manifest, &config)?;
         self.cache.put_document(&of.digest, &config)?;
+        if self.request.pinned.is_some() {
+            return Ok(image);
+        }
         // Last, so that a remembered tag always leads to documents that are there.
         self.cache.remember_tag(
             &self.access.name.to_string(),

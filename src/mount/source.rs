@@ -107,6 +107,20 @@ impl Source {
         }
     }
 
+    /// The manifest with a digest, by whatever name it was found first.
+    pub(crate) async fn pinned(&self, digest: &Digest) -> Result<Document, blob::Error> {
+        match self {
+            Source::Registry { registry, .. } => {
+                fetch_manifest(registry, &digest.to_string()).await
+            }
+            Source::Archive(archive) => Ok(Document {
+                bytes: archive.document(digest, MANIFEST_BYTES_MAX)?.into(),
+                media_type: None,
+                digest: digest.clone(),
+            }),
+        }
+    }
+
     /// A manifest that an index names.
     pub(crate) async fn manifest(&self, of: &Descriptor) -> Result<Document, blob::Error> {
         match self {

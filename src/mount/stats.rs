@@ -1,5 +1,7 @@
 //! What `stats` shows of a running mount.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::content::{LayerStats, Proof};
@@ -37,6 +39,8 @@ pub struct Stats {
     pub verify_failures: u64,
     /// `fuse`.
     pub engine: String,
+    /// The upper directory of a writable mount.
+    pub upper: Option<PathBuf>,
     /// How much of what packs say has been compared with the layers: `none`, `partial`, `all`. Also
     /// `none` when no pack is used.
     pub pack_proven: String,
@@ -87,6 +91,7 @@ impl Stats {
             stalled_longest_ms: content.stalled_longest_ms,
             verify_failures: content.verify_failures,
             engine: "fuse".to_owned(),
+            upper: record.upper.clone(),
             pack_proven: proven(&content.layers).to_owned(),
             state: if content.outage {
                 State::Stalled

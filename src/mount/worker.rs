@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
@@ -25,11 +26,13 @@ use crate::mount::error::Error;
 use crate::mount::launch::Message;
 use crate::mount::learn::Learner;
 use crate::mount::mountpoint;
+use crate::mount::overlay;
 use crate::mount::readahead;
 use crate::mount::record::{self, OwnRecord, Record, State};
 use crate::mount::refused;
 use crate::mount::request::MountRequest;
 use crate::mount::stats::Stats;
+use crate::mount::upper::{About, UpperDir};
 
 /// Longest request that is read from the command; it holds a few paths.
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
@@ -83,12 +86,15 @@ impl Monitor for Caller {
 }
 
 struct Prepared {
+    request: MountRequest,
     session: Session,
     record: Record,
+    upper: Option<UpperDir>,
+    /// `MAJOR:MINOR` of the image's own mount.
+    device: Option<String>,
     fs: Arc<ImageFs>,
     learner: Learner,
     source: String,
-    foreground: bool,
     unmounter: Arc<Mutex<Option<Unmounter>>>,
 }
 
@@ -98,7 +104,7 @@ fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
         .take(REQUEST_BYTES_MAX)
         .read_to_end(&mut json)
         .map_err(Error::io("cannot read the request"))?;
-    let request: MountRequest = serde_json::from_slice(&json)
+    let mut request: MountRequest = serde_json::from_slice(&json)
         .map_err(io::Error::other)
         .map_err(Error::io("cannot read the request"))?;
     if !request.foreground {
@@ -108,6 +114,7 @@ fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
     let unmounter = Arc::new(Mutex::new(None));
     watch_signals(&request, caller.clone(), unmounter.clone())
         .map_err(Error::io("cannot watch signals"))?;
+    let mut upper = open_upper(&mut request)?;
     let assembled = assemble::assemble(&request, caller.clone(), &caller.interrupted)?;
     let Assembled {
         fs,
@@ -119,63 +126,134 @@ fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
     if caller.gone.load(Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }
-    let mut session = mount(&request, &fs)?;
+    if let Some(upper) = &mut upper {
+        let platform = image.platform.to_string();
+        let dialect = overlay::dialect(upper)?;
+        upper.claim(About::new(
+            &request.image,
+            &image.digest,
+            &platform,
+            dialect,
+        ))?;
+    }
+    let place = match &upper {
+        Some(upper) => upper.lower(),
+        None => request.mountpoint.clone(),
+    };
+    let mut session = mount(&request, &place, &fs)?;
     *unmounter.lock().unwrap_or_else(|e| e.into_inner()) = Some(session.unmounter());
     let record = Record {
-        mountpoint: request.mountpoint,
-        image: request.image,
+        mountpoint: request.mountpoint.clone(),
+        image: request.image.clone(),
         digest: image.digest.to_string(),
         platform: image.platform.to_string(),
         pid: std::process::id(),
         state: State::Ready,
         since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        upper: None,
+        upper: upper.as_ref().map(|u| u.dir().to_owned()),
     };
-    let foreground = request.foreground;
     Ok(Prepared {
+        request,
+        upper,
+        device: mountpoint::device(&place),
         session,
         record,
         fs,
         learner,
         source,
-        foreground,
         unmounter,
     })
 }
 
-fn mount(request: &MountRequest, fs: &Arc<ImageFs>) -> Result<Session, Error> {
+/// Locks the upper directory, and holds the request to the image that its changes belong to.
+fn open_upper(request: &mut MountRequest) -> Result<Option<UpperDir>, Error> {
+    let Some(wanted) = &request.upper else {
+        return Ok(None);
+    };
+    let upper = UpperDir::open(wanted, &request.cache_dir, &request.mountpoint)?;
+    if request.pinned.is_none() {
+        request.pinned = upper.pinned(&request.image).cloned();
+    }
+    Ok(Some(upper))
+}
+
+/// Mounts the image at `place`. Below an overlay nobody but the overlay sees it.
+fn mount(request: &MountRequest, place: &Path, fs: &Arc<ImageFs>) -> Result<Session, Error> {
     let root = rustix::process::geteuid().is_root();
+    let shown = request.upper.is_none();
     let flags = MountFlags {
-        suid: request.suid,
-        dev: request.dev,
-        noexec: request.noexec,
+        suid: shown && request.suid.unwrap_or(false),
+        dev: shown && request.dev.unwrap_or(false),
+        noexec: shown && request.noexec,
         allow_other: request.allow_other.unwrap_or(root),
     };
-    Session::mount(fs.clone(), &request.mountpoint, &request.image, flags).map_err(|source| {
-        Error::Fuse {
-            mountpoint: request.mountpoint.clone(),
-            hint: refused::hint(&source),
-            source,
-        }
+    Session::mount(fs.clone(), place, &request.image, flags).map_err(|source| Error::Fuse {
+        mountpoint: request.mountpoint.clone(),
+        hint: refused::hint(&source),
+        source,
     })
+}
+
+/// Puts the overlay of a writable mount in the place of the image, which is then out of sight and
+/// ends with the overlay.
+fn stack(
+    request: &MountRequest,
+    upper: &mut UpperDir,
+    unmounter: &Mutex<Option<Unmounter>>,
+) -> Result<(), Error> {
+    overlay::mount(request, upper)?;
+    upper.keep();
+    mountpoint::unmount(&upper.lower(), true)?;
+    // From now on it is the overlay that has to go, by its mountpoint.
+    drop(unmounter.lock().unwrap_or_else(|e| e.into_inner()).take());
+    Ok(())
+}
+
+/// Starts what goes on behind the mount; true once a pack was found to lie.
+fn watch(
+    fs: &ImageFs,
+    mountpoint: PathBuf,
+    device: Option<String>,
+    stacked: bool,
+) -> Arc<AtomicBool> {
+    let poisoned = Arc::new(AtomicBool::new(false));
+    let lies = poisoned.clone();
+    fs.content().start(Box::new(move |notice| match notice {
+        Notice::Complete => {
+            if let Some(device) = &device {
+                readahead::raise(device);
+            }
+        }
+        Notice::Poisoned => {
+            lies.store(true, Ordering::SeqCst);
+            mountpoint::abort(&mountpoint, device.as_deref().filter(|_| stacked));
+        }
+    }));
+    poisoned
 }
 
 impl Prepared {
     fn serve(self, caller: &Caller) -> ExitCode {
         let Prepared {
+            request,
             session,
             record,
+            mut upper,
+            device,
             fs,
             learner,
             source,
-            foreground,
             unmounter,
         } = self;
+        let place = match &upper {
+            Some(upper) => upper.lower(),
+            None => request.mountpoint.clone(),
+        };
         let (mut own, control) = match publish(&record, &fs, source) {
             Ok(published) => published,
             Err(e) => {
                 caller.say(&failed(&e));
-                let _unmounted = mountpoint::unmount(&record.mountpoint, true);
+                let _unmounted = mountpoint::unmount(&place, true);
                 return ExitCode::FAILURE;
             }
         };
@@ -183,23 +261,26 @@ impl Prepared {
         let serving = std::thread::Builder::new()
             .name("serve".into())
             .spawn(|| session.serve());
+        if let Some(upper) = &mut upper
+            && let Err(e) = stack(&request, upper, &unmounter)
+        {
+            caller.say(&failed(&e));
+            let _unmounted = mountpoint::unmount(&place, true);
+            let _served = serving.map(JoinHandle::join);
+            return ExitCode::FAILURE;
+        }
         let (ended, learning) = learn(learner, fs.clone());
-        let poisoned = Arc::new(AtomicBool::new(false));
-        let (mountpoint, lies) = (record.mountpoint.clone(), poisoned.clone());
-        fs.content().start(Box::new(move |notice| match notice {
-            Notice::Complete => readahead::raise(&mountpoint),
-            Notice::Poisoned => {
-                lies.store(true, Ordering::SeqCst);
-                mountpoint::abort(&mountpoint);
-            }
-        }));
+        let poisoned = watch(&fs, record.mountpoint.clone(), device, upper.is_some());
         tracing::info!(image = record.image, mountpoint = %record.mountpoint.display(), "mounted");
         let last = record.clone();
         caller.say(&Message::Ready(record));
         if caller.gone.load(Ordering::Relaxed) {
             unmount_for_signal(&unmounter);
+            let _gone_already = mountpoint::unmount(&last.mountpoint, true);
         }
-        if !foreground && let Err(e) = let_go_of_caller() {
+        if !request.foreground
+            && let Err(e) = let_go_of_caller()
+        {
             tracing::warn!(error = %e, "standard input and output stay open");
         }
         let served = serving.map(JoinHandle::join);
@@ -208,6 +289,8 @@ impl Prepared {
         if poisoned.load(Ordering::SeqCst) {
             keep_poisoned(&mut own, last);
         }
+        // Whoever sees the record gone may use the directory again.
+        drop(upper);
         drop((own, control));
         match served {
             Ok(Ok(Ok(()))) => {
