@@ -3,10 +3,13 @@
 //! ```text
 //! ROOT/v1/layers/sha256/HEX/index     immutable, framed (see `layers`)
 //!                          /pages/    data, sums, present (see `pages`); may be dropped at any time
+//!                                     used: when each part of it was (see `recency`)
+//!                          /lent      the kernel was given `data`: it may be unlinked, not punched
 //!        /documents/sha256-HEX        manifests and configurations
 //!        /tags/HEX.json               what a tag last stood for
 //!        /profiles/HEX                what earlier starts touched, by the list of layers
 //!        /packs/HEX/N/                pages of layer N as a pack has them (see `packs`)
+//!        /pins/HEX.json               images that are neither evicted nor pruned
 //!        /denied/HEX                  packs that were found to lie
 //!        /tmp/PID-RANDOM/             things on their way in or out (see `staging`)
 //!        /locks/                      lock files, never removed
@@ -26,17 +29,23 @@
 //! against its CRC32C.
 
 mod bitmap;
+mod budget;
 mod directory;
 mod documents;
 mod error;
+mod evict;
 mod ingest;
 mod layers;
 mod lock;
 mod packs;
 mod pages;
+mod pins;
 mod profiles;
+mod recency;
 mod staging;
+mod stores;
 mod usage;
+mod verify;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -46,12 +55,16 @@ pub use error::CacheError;
 pub use ingest::{Begin, NewLayer};
 pub use layers::{INDEX_BYTES_MAX, StoredLayer};
 pub use pages::{ADDRESS_BYTES_MAX, PAGE_BYTES, Pages, Presence};
-pub use usage::{LayerUsage, Pruned, Usage};
+pub use pins::Pin;
+pub use usage::{Held, LayerUsage, Pruned, Usage};
+pub use verify::{Verified, VerifiedLayer};
 
 use crate::blob::ByteRange;
 use crate::oci::Digest;
 use directory::Directory;
+use evict::Evictor;
 use lock::Lock;
+use staging::Staging;
 
 /// Name of the directory below the root: the version of everything in it.
 const VERSION: &str = "v1";
@@ -73,9 +86,12 @@ struct Root {
     tags: Directory,
     profiles: Directory,
     packs: Directory,
+    pins: Directory,
     denied: Directory,
     tmp: Directory,
     locks: Directory,
+    /// Present when the page stores have a budget.
+    evictor: Option<Evictor>,
 }
 
 impl Root {
@@ -103,6 +119,13 @@ impl Cache {
     ///
     /// [`CacheError::Foreign`] and [`CacheError::Writable`] when others could change what is in it.
     pub fn open(root: &Path) -> Result<Cache, CacheError> {
+        Cache::open_within(root, None)
+    }
+
+    /// The same, where page stores may hold no more than `budget` bytes on disk: what this process
+    /// stores above that makes it evict what was used least recently, whoever stored it. Indexes and
+    /// documents do not count, and stay.
+    pub fn open_within(root: &Path, budget: Option<u64>) -> Result<Cache, CacheError> {
         let version = Directory::open_root(root)?.ensure(VERSION)?;
         let root = Root {
             layers: version.ensure("layers")?,
@@ -110,14 +133,26 @@ impl Cache {
             tags: version.ensure("tags")?,
             profiles: version.ensure("profiles")?,
             packs: version.ensure("packs")?,
+            pins: version.ensure("pins")?,
             denied: version.ensure("denied")?,
             tmp: version.ensure("tmp")?,
             locks: version.ensure("locks")?,
+            evictor: budget.map(Evictor::new),
         };
-        staging::remove_leftovers(&root)?;
+        match staging::remove_leftovers(&root) {
+            // What is in it can still be read.
+            Err(error) if error.is_read_only() => {}
+            removed => removed?,
+        }
         Ok(Cache {
             root: Arc::new(root),
         })
+    }
+
+    /// Evicts if more is held than the budget allows: an earlier process may have had a larger one.
+    /// Returns at once.
+    pub fn trim(&self) {
+        evict::soon(&self.root);
     }
 
     /// A layer whose index is stored; `None` for one that has to be streamed first.

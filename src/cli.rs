@@ -56,7 +56,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Umount(umount) => mount::umount(&umount)?,
         Command::Ps(ps) => list::ps(&ps)?,
         Command::Stats(stats) => list::stats(&stats)?,
-        Command::Cache(command) => cache::run(command, &settings)?,
+        Command::Cache(command) => cache::run(command, settings)?,
         Command::Publish { source, json } => {
             publish::publish(&source, json, &args.global, settings)?;
         }

@@ -15,6 +15,7 @@ mod learn;
 pub mod mountpoint;
 mod overlay;
 mod pack;
+pub mod pin;
 pub mod privilege;
 pub mod publish;
 mod readahead;

@@ -47,7 +47,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("http_auth", &["registry"]),
     ("httpdate", &["registry"]),
-    ("humantime", &["mount"]),
+    ("humantime", &["mount", "cli"]),
     ("indicatif", &["cli"]),
     ("libz_rs_sys", &["layer"]),
     ("lru", &["fs", "content"]),

@@ -46,12 +46,13 @@ impl Bitmap {
             .map_or(0, |w| w.load(Ordering::Relaxed))
     }
 
-    /// Adds the bits of `bits`, which stand in the file from word `first` on.
-    pub(super) fn merge(&self, first: u64, bits: &[u8]) {
+    /// Takes the bits of `bits`, which stand in the file from word `first` on, for true. One that
+    /// was set here and in the file in between is lost here, and found with the next look.
+    pub(super) fn take(&self, first: u64, bits: &[u8]) {
         for (word, bytes) in (first..).zip(bits.as_chunks::<8>().0) {
             let valid = mask(word, &(0..self.pages));
             if let Some(slot) = self.words.get(word as usize) {
-                slot.fetch_or(u64::from_le_bytes(*bytes) & valid, Ordering::Relaxed);
+                slot.store(u64::from_le_bytes(*bytes) & valid, Ordering::Relaxed);
             }
         }
     }
@@ -91,6 +92,12 @@ impl Bitmap {
         runs
     }
 
+    /// How many of `pages` are present.
+    pub(super) fn count_in(&self, pages: &Range<u64>) -> u64 {
+        let ones = |word| (self.word(word) & mask(word, pages)).count_ones();
+        words_of(pages).map(|word| u64::from(ones(word))).sum()
+    }
+
     /// How many pages are present.
     pub(super) fn count(&self) -> u64 {
         self.words
@@ -121,16 +128,16 @@ mod tests {
         assert_eq!(bits.absent(&(0..200)), [0..60, 130..200]);
         bits.put(&(64..65), false);
         assert_eq!(bits.absent(&(60..131)), [64..65, 130..131]);
-        assert_eq!(bits.count(), 69);
+        assert_eq!((bits.count(), bits.count_in(&(63..66))), (69, 2));
         assert!(bits.all(&(5..5)));
     }
 
     #[test]
     fn bits_of_a_file_past_the_end_are_ignored() {
         let bits = Bitmap::new(65);
-        bits.merge(0, &[0xff; 64]);
+        bits.take(0, &[0xff; 64]);
         assert_eq!(bits.count(), 65);
-        bits.merge(9, &[0xff; 8]);
+        bits.take(9, &[0xff; 8]);
         assert!(!bits.all(&(64..66)));
     }
 }

@@ -93,10 +93,21 @@ impl Directory {
             .ok_or_else(|| CacheError::io("open", &self.path_of(name), Errno::NOENT))
     }
 
-    /// Opens a file for reading, or reading and writing; `None` when there is none of that name.
+    /// Opens a file for reading, or reading and writing; `None` when there is none of that name. On
+    /// a read-only file system what is there can still be read, and writing fails later.
     pub(super) fn file(&self, name: &str, write: bool) -> Result<Option<File>, CacheError> {
-        let access = if write { OFlags::RDWR } else { OFlags::RDONLY };
-        match rustix::fs::openat(&self.fd, name, OPEN_FILE.union(access), Mode::empty()) {
+        let open = |access| {
+            let flags = OPEN_FILE.union(access);
+            rustix::fs::openat(&self.fd, name, flags, Mode::empty())
+        };
+        let opened = match write {
+            true => open(OFlags::RDWR).or_else(|e| match e {
+                Errno::ROFS => open(OFlags::RDONLY),
+                e => Err(e),
+            }),
+            false => open(OFlags::RDONLY),
+        };
+        match opened {
             Ok(fd) => Ok(Some(File::from(fd))),
             Err(Errno::NOENT) => Ok(None),
             Err(e) => Err(CacheError::io("open", &self.path_of(name), e)),

@@ -89,21 +89,29 @@ impl Cache {
 
     /// What `key` last stood for.
     pub fn tag(&self, key: &str) -> Option<RememberedTag> {
-        let bytes = self
-            .root
-            .tags
-            .read(&tag_name(key), TAG_BYTES_MAX)
-            .ok()
-            .flatten()?;
+        let (stored, tag) = self.read_tag(&tag_name(key))?;
+        (stored == key).then_some(tag)
+    }
+
+    /// What the file `name` of a tag says; `None` when that makes no sense.
+    pub(super) fn tag_in(&self, name: &str) -> Option<RememberedTag> {
+        let (key, tag) = self.read_tag(name)?;
+        (tag_name(&key) == name).then_some(tag)
+    }
+
+    fn read_tag(&self, name: &str) -> Option<(String, RememberedTag)> {
+        let bytes = self.root.tags.read(name, TAG_BYTES_MAX).ok().flatten()?;
         let stored: StoredTag = serde_json::from_slice(&bytes).ok()?;
         let StoredTag {
-            media_type, digest, ..
+            key,
+            media_type,
+            digest,
         } = stored;
-        (stored.key == key).then_some(RememberedTag { media_type, digest })
+        Some((key, RememberedTag { media_type, digest }))
     }
 }
 
-fn document_name(digest: &Digest) -> String {
+pub(super) fn document_name(digest: &Digest) -> String {
     format!("{}-{}", digest.algorithm().as_str(), digest.hex())
 }
 

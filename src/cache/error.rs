@@ -102,4 +102,10 @@ impl CacheError {
     pub fn is_full(&self) -> bool {
         matches!(self, CacheError::Full { .. })
     }
+
+    /// Whether the cache cannot be written at all.
+    pub fn is_read_only(&self) -> bool {
+        let of = io::ErrorKind::ReadOnlyFilesystem;
+        matches!(self, CacheError::Io { source, .. } if source.kind() == of)
+    }
 }

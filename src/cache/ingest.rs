@@ -12,7 +12,7 @@ use super::layers::{Frame, INDEX, INDEX_BYTES_MAX, PAGES, StoredLayer};
 use super::lock::Lock;
 use super::pages::{ADDRESS_BYTES_MAX, PAGE_BYTES, Trio};
 use super::staging::{self, Staging};
-use super::{CacheError, Root};
+use super::{CacheError, Root, evict};
 use crate::oci::Digest;
 
 /// Bytes between two looks at the free space: far below what is kept free, and rare.
@@ -146,6 +146,8 @@ impl NewLayer {
         Staging::discard(&self.root, &layers, self.blob.hex())?;
         self.staging.place(&layers, self.blob.hex())?;
         layers.sync()?;
+        // What came in at once must not stay above the budget until more is stored.
+        evict::now(&self.root);
         StoredLayer::open(&self.root, self.directory, &self.blob)?
             .ok_or(CacheError::Gone(self.blob))
     }

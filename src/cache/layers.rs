@@ -18,6 +18,9 @@ use crate::oci::Digest;
 pub(super) const INDEX: &str = "index";
 pub(super) const PAGES: &str = "pages";
 
+/// A mark beside the index: the file `data` itself was given to the kernel. It is never taken away.
+pub(super) const LENT: &str = "lent";
+
 const MAGIC: &[u8; 8] = b"rsmidx\0\x01";
 const FRAME_BYTES: usize = 28;
 
@@ -125,7 +128,7 @@ pub(super) fn open_or_make(
     for _ in 0..OPEN_TRIES_MAX {
         if let Some(store) = directory.directory(name)? {
             if let Some(trio) = Trio::open(&store)? {
-                return Ok(Some(Pages::new(&store, trio, size)));
+                return Ok(Some(Pages::new(&store, trio, size).in_use(root)));
             }
             // A store is made whole and removed by moving it away first: if one of its files is
             // missing and the store is still in its place, it was not the cache that did it.

@@ -36,6 +36,11 @@ pub(super) fn try_exclusive(fd: impl AsFd) -> rustix::io::Result<bool> {
     }
 }
 
+/// Takes a shared lock on whatever `fd` is, for as long as it is open.
+pub(super) fn shared(fd: impl AsFd) -> rustix::io::Result<()> {
+    rustix::io::retry_on_intr(|| rustix::fs::flock(&fd, FlockOperation::LockShared))
+}
+
 /// An exclusive lock on a description that stays open afterwards.
 #[derive(Debug)]
 pub(super) struct Borrowed<'a>(BorrowedFd<'a>);

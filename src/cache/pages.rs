@@ -12,12 +12,16 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::FallocateFlags;
 
 use super::bitmap::{Bitmap, WORD_BYTES, words_of};
 use super::directory::Directory;
-use super::lock::Borrowed;
-use super::{ByteRange, CacheError};
+use super::lock::{self, Borrowed};
+use super::recency::{REGION_BYTES, Recency};
+use super::{ByteRange, CacheError, Root, evict};
 
 /// Length of a page in bytes: the unit of presence and of checking.
 pub const PAGE_BYTES: u64 = 4096;
@@ -29,7 +33,7 @@ pub(super) const SUM_BYTES: u64 = 4;
 /// enough that the bitmap (512 MiB) can still be allocated and no page arithmetic overflows.
 pub const ADDRESS_BYTES_MAX: u64 = 16 << 40;
 
-const DATA: &str = "data";
+pub(super) const DATA: &str = "data";
 const SUMS: &str = "sums";
 const PRESENT: &str = "present";
 
@@ -43,6 +47,13 @@ pub enum Presence {
     Absent,
 }
 
+/// What [`Pages::verify`] has found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct CheckedPages {
+    pub(super) pages: u64,
+    pub(super) damaged: u64,
+}
+
 /// The pages of one layer. Any number of threads and processes may use the same store.
 #[derive(Debug)]
 pub struct Pages {
@@ -53,6 +64,11 @@ pub struct Pages {
     path: PathBuf,
     bits: Bitmap,
     size: u64,
+    /// Set when bits could not be cleared in the file: what this process knows is then truer.
+    deaf: AtomicBool,
+    recency: Recency,
+    /// Whose budget they count for.
+    root: Option<Arc<Root>>,
     /// flock does not tell threads of one description apart: this does.
     changing: Mutex<()>,
 }
@@ -90,6 +106,12 @@ impl Trio {
         }))
     }
 
+    /// Length of `data` in bytes.
+    pub(super) fn data_bytes(&self) -> u64 {
+        let len = self.data.metadata().map_or(0, |meta| meta.len());
+        len.min(ADDRESS_BYTES_MAX) / PAGE_BYTES * PAGE_BYTES
+    }
+
     /// Gives the files the lengths that an address space of `size` bytes needs.
     pub(super) fn set_size(&self, directory: &Directory, size: u64) -> Result<(), CacheError> {
         let pages = size.div_ceil(PAGE_BYTES);
@@ -122,15 +144,35 @@ impl Pages {
             path,
             bits,
             size,
+            deaf: AtomicBool::new(false),
+            recency: Recency::open(directory, size),
+            root: None,
             changing: Mutex::new(()),
         };
         pages.look_again(&(0..size.div_ceil(PAGE_BYTES)));
         pages
     }
 
+    /// The same, in use by a mount: what it stores counts for the budget of `root`, and others can
+    /// see that it is in use as long as it lives.
+    pub(super) fn in_use(mut self, root: &Arc<Root>) -> Pages {
+        // Where locks cannot be had, `cache du` and `prune` take the store for an idle one.
+        let _ = lock::shared(&self.data);
+        self.root = Some(root.clone());
+        self
+    }
+
     /// Length of the address space in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Bytes that may be stored although nobody has asked for them: up to the low watermark of the
+    /// cache's budget.
+    pub fn room(&self) -> u64 {
+        self.root
+            .as_ref()
+            .map_or(u64::MAX, |root| evict::room(root))
     }
 
     /// How many bytes of the address space are present, as far as the bits say.
@@ -144,10 +186,8 @@ impl Pages {
         let Ok(pages) = self.pages_of(range) else {
             return false;
         };
-        self.bits.all(&pages) || {
-            self.look_again(&pages);
-            self.bits.all(&pages)
-        }
+        self.look_again(&pages);
+        self.bits.all(&pages)
     }
 
     /// What is absent of the pages of `range`: whole pages, but cut at the end of the address
@@ -156,9 +196,6 @@ impl Pages {
         let Ok(pages) = self.pages_of(range) else {
             return Vec::new();
         };
-        if self.bits.all(&pages) {
-            return Vec::new();
-        }
         self.look_again(&pages);
         let bytes = |run: Range<u64>| {
             ByteRange::new(
@@ -190,9 +227,22 @@ impl Pages {
         if range.is_empty() {
             return Ok(Presence::Read);
         }
-        if !self.bits.all(&pages) {
-            self.look_again(&pages);
-            if !self.bits.all(&pages) {
+        // Also what is absent: it is about to be fetched.
+        self.recency.touch(&(range.start()..range.end()));
+        self.copy(range, &pages, out, scratch)
+    }
+
+    /// [`Pages::read`] of `range`, which lies in `pages`, without counting as a use.
+    fn copy(
+        &self,
+        range: ByteRange,
+        pages: &Range<u64>,
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<Presence, CacheError> {
+        if !self.bits.all(pages) {
+            self.look_again(pages);
+            if !self.bits.all(pages) {
                 return Ok(Presence::Absent);
             }
         }
@@ -255,8 +305,73 @@ impl Pages {
             sums.extend(crc32c::crc32c(&last).to_le_bytes());
         }
         self.put(&self.sums, &sums, pages.start * SUM_BYTES, SUMS)?;
+        self.recency.touch(&(range.start()..range.end()));
         self.change(&pages, true)
-            .map_err(|e| CacheError::io("write", &self.path.join(PRESENT), e))
+            .map_err(|e| CacheError::io("write", &self.path.join(PRESENT), e))?;
+        if let Some(root) = &self.root {
+            evict::stored(root, range.len());
+        }
+        Ok(())
+    }
+
+    /// Of each region when it was last used, in milliseconds since 1970, and how many bytes of it
+    /// are present.
+    pub(super) fn regions(&self) -> Vec<(u64, u64)> {
+        let all = 0..self.size.div_ceil(PAGE_BYTES);
+        self.look_again(&all);
+        let bytes = |number| self.bits.count_in(&self.region(number)) * PAGE_BYTES;
+        let used = self.recency.all().into_iter();
+        (0..).zip(used).map(|(n, used)| (used, bytes(n))).collect()
+    }
+
+    /// The pages of region `number`.
+    fn region(&self, number: u64) -> Range<u64> {
+        let end = (number + 1) * REGION_BYTES;
+        number * (REGION_BYTES / PAGE_BYTES)..end.min(self.size).div_ceil(PAGE_BYTES)
+    }
+
+    /// Gives the disk space of region `number` back.
+    pub(super) fn evict(&self, number: u64) -> Result<(), CacheError> {
+        self.punch(&self.region(number))
+    }
+
+    /// Clears the bits of `pages`, then gives their disk space back.
+    fn punch(&self, pages: &Range<u64>) -> Result<(), CacheError> {
+        let _thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let failed = |e: std::io::Error| CacheError::io("punch", &self.path.join(DATA), e);
+        let _process = Borrowed::wait(&self.present).map_err(|e| failed(e.into()))?;
+        self.put_bits(pages, false).map_err(failed)?;
+        let bytes = (pages.end - pages.start) * PAGE_BYTES;
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.data, flags, pages.start * PAGE_BYTES, bytes)
+            .map_err(|e| failed(e.into()))
+    }
+
+    /// Looks at every page that is present, clears the bits of those that do not have their sum, and
+    /// with `punch` gives back the disk space of what no bit stands for.
+    pub(super) fn verify(&self, punch: bool) -> Result<CheckedPages, CacheError> {
+        let mut checked = CheckedPages::default();
+        let mut page = vec![0; PAGE_BYTES as usize];
+        let mut scratch = Vec::new();
+        for number in 0..self.size.div_ceil(REGION_BYTES) {
+            let region = self.region(number);
+            self.look_again(&region);
+            for at in region.clone().filter(|at| self.bits.all(&(*at..at + 1))) {
+                let end = ((at + 1) * PAGE_BYTES).min(self.size);
+                let range = ByteRange::new(at * PAGE_BYTES, end);
+                let out = &mut page[..range.len() as usize];
+                checked.pages += 1;
+                if self.copy(range, &(at..at + 1), out, &mut scratch)? == Presence::Absent {
+                    checked.damaged += 1;
+                }
+            }
+            if punch {
+                for absent in self.bits.absent(&region) {
+                    self.punch(&absent)?;
+                }
+            }
+        }
+        Ok(checked)
     }
 
     fn put(&self, file: &File, bytes: &[u8], offset: u64, name: &str) -> Result<(), CacheError> {
@@ -264,19 +379,37 @@ impl Pages {
             .map_err(|e| CacheError::io("write", &self.path.join(name), e))
     }
 
+    /// Page `page` does not have its sum. Somebody may have stored it anew since it was read, so it
+    /// is looked at again where nobody can be in between the bits of a store and its pages.
     fn clear(&self, page: u64) {
-        // If the file cannot be changed, its bit stays and costs another look each time.
-        let _ = self.change(&(page..page + 1), false);
+        let _thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(_process) = Borrowed::wait(&self.present) else {
+            return;
+        };
+        let (mut bytes, mut sum) = ([0; PAGE_BYTES as usize], [0; SUM_BYTES as usize]);
+        let read = read_up_to(&self.data, &mut bytes, page * PAGE_BYTES) == bytes.len()
+            && read_up_to(&self.sums, &mut sum, page * SUM_BYTES) == sum.len();
+        if read && crc32c::crc32c(&bytes) == u32::from_le_bytes(sum) {
+            return;
+        }
+        if self.put_bits(&(page..page + 1), false).is_err() {
+            self.deaf.store(true, Relaxed);
+        }
     }
 
     /// Changes bits in the file, under the store's lock because words are shared with other
     /// processes, and in memory.
     fn change(&self, pages: &Range<u64>, present: bool) -> std::io::Result<()> {
         let _thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _process = Borrowed::wait(&self.present)?;
+        self.put_bits(pages, present)
+    }
+
+    /// The same for who holds both locks.
+    fn put_bits(&self, pages: &Range<u64>, present: bool) -> std::io::Result<()> {
         if !present {
             self.bits.put(pages, false);
         }
-        let _process = Borrowed::wait(&self.present)?;
         let words = words_of(pages);
         let mut stored = vec![0; ((words.end - words.start) * WORD_BYTES) as usize];
         read_up_to(&self.present, &mut stored, words.start * WORD_BYTES);
@@ -288,21 +421,24 @@ impl Pages {
         self.present
             .write_all_at(&stored, words.start * WORD_BYTES)?;
         if present {
-            self.bits.merge(words.start, &stored);
+            self.bits.take(words.start, &stored);
         }
         Ok(())
     }
 
-    /// Takes over what other processes have filled in the meantime.
+    /// Takes over what other processes have filled and evicted in the meantime.
     fn look_again(&self, pages: &Range<u64>) {
         /// Read at once: the bits of 128 MiB. A page cache hit either way.
         const PIECE_BYTES: u64 = 4096;
+        if self.deaf.load(Relaxed) {
+            return;
+        }
         let words = words_of(pages);
         let mut piece = [0; PIECE_BYTES as usize];
         for first in words.clone().step_by((PIECE_BYTES / WORD_BYTES) as usize) {
             let len = ((words.end - first) * WORD_BYTES).min(PIECE_BYTES) as usize;
             let read = read_up_to(&self.present, &mut piece[..len], first * WORD_BYTES);
-            self.bits.merge(first, &piece[..read]);
+            self.bits.take(first, &piece[..read]);
         }
     }
 
@@ -327,7 +463,7 @@ impl Pages {
 }
 
 /// Reads until `out` is full, the file ends or the disk fails: how many bytes came.
-fn read_up_to(file: &File, out: &mut [u8], offset: u64) -> usize {
+pub(super) fn read_up_to(file: &File, out: &mut [u8], offset: u64) -> usize {
     let mut done = 0;
     while done < out.len() {
         match file.read_at(&mut out[done..], offset + done as u64) {

@@ -306,3 +306,5 @@ fn what_cannot_fit_is_refused_before_it_is_fetched() {
     assert_eq!(entries(&temp, "tmp"), 0);
     assert!(cache.free_bytes().unwrap() > 0);
 }
+
+mod budget;

@@ -1,15 +1,13 @@
 //! How much the cache holds, and giving it back.
 
-use std::sync::Arc;
+use std::collections::HashSet;
+use std::time::{Duration, SystemTime};
 
-use super::directory::Directory;
-use super::layers::{INDEX, PAGES};
+use super::layers::INDEX;
 use super::staging::{self, Staging};
-use super::{Cache, CacheError};
+use super::stores::{self, Owner, Store, disk_bytes};
+use super::{Cache, CacheError, recency};
 use crate::oci::Digest;
-
-/// Unit of `st_blocks` (stat(2)).
-const BLOCK_BYTES: u64 = 512;
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -18,6 +16,8 @@ pub struct Pruned {
     pub layers: u64,
     /// Disk space in bytes; what a running mount holds open comes free when it ends.
     pub bytes: u64,
+    /// Layers that were left because they are pinned.
+    pub pinned: u64,
 }
 
 /// What the cache holds.
@@ -25,6 +25,8 @@ pub struct Pruned {
 pub struct Usage {
     /// Each stored layer, by digest.
     pub layers: Vec<LayerUsage>,
+    /// Disk space of pages that came from packs, in bytes.
+    pub pack_bytes: u64,
     /// Number of documents.
     pub documents: u64,
     /// Their disk space in bytes.
@@ -40,52 +42,107 @@ pub struct LayerUsage {
     pub index_bytes: u64,
     /// Disk space of the page store in bytes.
     pub data_bytes: u64,
+    /// Why it stays.
+    pub held: Held,
+    /// When its bytes were last read or stored, as far as that is known.
+    pub used: Option<SystemTime>,
+}
+
+/// Why a layer stays when space is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Held {
+    /// An image that has it is pinned: it is neither evicted nor pruned.
+    pub pinned: bool,
+    /// The kernel reads the file itself: it is not evicted, and its space comes free only when all
+    /// mounts of it have ended.
+    pub lent: bool,
+    /// A mount has it open: it may be evicted, and is not pruned for its age.
+    pub in_use: bool,
 }
 
 impl Cache {
-    /// Drops all page stores and keeps the indexes: mounts stay possible, bytes are fetched again.
-    /// Running mounts keep the stores that they have open.
+    /// Drops all page stores that are not pinned and keeps the indexes: mounts stay possible, bytes
+    /// are fetched again. Running mounts keep the stores that they have open.
     pub fn prune_data(&self) -> Result<Pruned, CacheError> {
-        let mut pruned = self.each_layer(|_, layer, _| {
-            let Some(pages) = layer.directory(PAGES)? else {
-                return Ok(None);
+        self.prune_stores(|_| true)
+    }
+
+    /// Drops the page stores of layers that nobody has used for as long as `age`, and that are
+    /// neither pinned nor in use.
+    pub fn prune_older(&self, age: Duration) -> Result<Pruned, CacheError> {
+        let since = SystemTime::now().checked_sub(age);
+        self.prune_stores(|store| {
+            let old = since.zip(store.last_use()).is_none_or(|(s, used)| used < s);
+            old && !store.in_use()
+        })
+    }
+
+    fn prune_stores(&self, wanted: impl Fn(&Store) -> bool) -> Result<Pruned, CacheError> {
+        let mut pruned = Pruned::default();
+        for store in stores::all(&self.root)? {
+            if !wanted(&store) {
+                continue;
+            }
+            if store.pinned {
+                pruned.pinned += 1;
+                continue;
+            }
+            let bytes = store.disk_bytes()?;
+            let moved = match &store.owner {
+                Owner::Layer(blob) => match self.root.layers(blob)?.directory(blob.hex())? {
+                    Some(layer) => Staging::discard(&self.root, &layer, super::layers::PAGES)?,
+                    None => false,
+                },
+                Owner::Pack { pack, layer } => match self.root.packs.directory(pack)? {
+                    Some(of) => Staging::discard(&self.root, &of, layer)?,
+                    None => false,
+                },
             };
-            let bytes = disk_bytes(&pages)?;
-            let moved = Staging::discard(&self.root, layer, PAGES)?;
-            Ok(moved.then_some(bytes))
-        })?;
-        pruned.bytes += self.prune_packs()?;
+            if moved {
+                pruned.bytes += bytes;
+                pruned.layers += u64::from(matches!(store.owner, Owner::Layer(_)));
+            }
+        }
         Ok(pruned)
     }
 
-    /// Drops what came from packs; the disk space in bytes.
-    fn prune_packs(&self) -> Result<u64, CacheError> {
-        let mut bytes = 0;
-        for name in self.root.packs.names()? {
-            if let Some(pack) = self.root.packs.directory(&name)? {
-                for layer in pack.names()? {
-                    bytes += pack.directory(&layer)?.map_or(Ok(0), |l| disk_bytes(&l))?;
+    /// Drops everything that is not pinned: layers, documents, tags. Layers that are being streamed
+    /// right now stay.
+    pub fn prune_all(&self) -> Result<Pruned, CacheError> {
+        let pins = self.root.pins()?;
+        let layers: HashSet<&Digest> = pins.iter().flat_map(|pin| &pin.layers).collect();
+        let documents: HashSet<String> = pins
+            .iter()
+            .flat_map(|pin| &pin.documents)
+            .map(super::documents::document_name)
+            .collect();
+        let mut pruned = self.prune_stores(|_| true)?;
+        stores::each_layer(&self.root, |parent, layer, blob| {
+            if layers.contains(blob) {
+                return Ok(());
+            }
+            let bytes = disk_bytes(layer)?;
+            if Staging::discard(&self.root, parent, blob.hex())? {
+                pruned.bytes += bytes;
+            }
+            Ok(())
+        })?;
+        for directory in [&self.root.documents, &self.root.tags, &self.root.profiles] {
+            let before = disk_bytes(directory)?;
+            for name in directory.names()? {
+                let tag = || {
+                    self.tag_in(&name).is_some_and(|tag| {
+                        documents.contains(&super::documents::document_name(&tag.digest))
+                    })
+                };
+                if !documents.contains(&name) && !tag() {
+                    directory.remove(&name)?;
                 }
             }
-            Staging::discard(&self.root, &self.root.packs, &name)?;
+            pruned.bytes += before.saturating_sub(disk_bytes(directory)?);
         }
-        Ok(bytes)
-    }
-
-    /// Drops everything: layers, documents, tags. Layers that are being streamed right now stay.
-    pub fn prune_all(&self) -> Result<Pruned, CacheError> {
-        let mut pruned = self.each_layer(|layers, layer, blob| {
-            let pages = layer.directory(PAGES)?;
-            let bytes = pages.map_or(Ok(0), |p| disk_bytes(&p))? + disk_bytes(layer)?;
-            let moved = Staging::discard(&self.root, layers, blob.hex())?;
-            Ok(moved.then_some(bytes))
-        })?;
-        pruned.bytes += self.prune_packs()?;
-        for directory in [&self.root.documents, &self.root.tags, &self.root.profiles] {
-            pruned.bytes += disk_bytes(directory)?;
-            for name in directory.names()? {
-                directory.remove(&name)?;
-            }
+        for name in self.root.packs.names()? {
+            Staging::discard(&self.root, &self.root.packs, &name)?;
         }
         staging::remove_leftovers(&self.root)?;
         Ok(pruned)
@@ -93,63 +150,41 @@ impl Cache {
 
     /// What the cache holds now.
     pub fn usage(&self) -> Result<Usage, CacheError> {
-        let mut layers = Vec::new();
-        self.each_layer(|_, layer, blob| {
-            let index = layer
-                .stat(INDEX)?
-                .map_or(0, |s| u64::try_from(s.st_size).unwrap_or(0));
-            let data_bytes = layer.directory(PAGES)?.map_or(Ok(0), |p| disk_bytes(&p))?;
-            layers.push(LayerUsage {
-                blob: blob.clone(),
-                index_bytes: index,
-                data_bytes,
+        let mut usage = Usage::default();
+        let stores = stores::all(&self.root)?;
+        stores::each_layer(&self.root, |_, layer, blob| {
+            let index = layer.stat(INDEX)?;
+            let store = stores.iter().find(|store| match &store.owner {
+                Owner::Layer(owner) => owner == blob,
+                Owner::Pack { .. } => false,
             });
-            Ok(None)
+            usage.layers.push(LayerUsage {
+                blob: blob.clone(),
+                index_bytes: index.map_or(0, |s| u64::try_from(s.st_size).unwrap_or(0)),
+                data_bytes: store.map_or(Ok(0), Store::disk_bytes)?,
+                held: store.map(Held::of).unwrap_or_default(),
+                used: store.and_then(|store| recency::last_use(&store.directory)),
+            });
+            Ok(())
         })?;
-        layers.sort_by(|a, b| a.blob.cmp(&b.blob));
-        let documents = self.root.documents.names()?.len() as u64;
-        Ok(Usage {
-            layers,
-            documents,
-            document_bytes: disk_bytes(&self.root.documents)?,
-        })
-    }
-
-    /// Calls `visit` with each layer's parent, directory and digest; counts what it says it freed.
-    fn each_layer(
-        &self,
-        mut visit: impl FnMut(&Directory, &Directory, &Digest) -> Result<Option<u64>, CacheError>,
-    ) -> Result<Pruned, CacheError> {
-        let root = Arc::clone(&self.root);
-        let mut pruned = Pruned::default();
-        for algorithm in root.layers.names()? {
-            let Some(layers) = root.layers.directory(&algorithm)? else {
-                continue;
-            };
-            for hex in layers.names()? {
-                // What has no digest's name is not ours to touch.
-                let Ok(blob) = format!("{algorithm}:{hex}").parse::<Digest>() else {
-                    continue;
-                };
-                let Some(layer) = layers.directory(&hex)? else {
-                    continue;
-                };
-                if let Some(bytes) = visit(&layers, &layer, &blob)? {
-                    pruned.layers += 1;
-                    pruned.bytes += bytes;
-                }
+        usage.layers.sort_by(|a, b| a.blob.cmp(&b.blob));
+        for store in &stores {
+            if matches!(store.owner, Owner::Pack { .. }) {
+                usage.pack_bytes += store.disk_bytes()?;
             }
         }
-        Ok(pruned)
+        usage.documents = self.root.documents.names()?.len() as u64;
+        usage.document_bytes = disk_bytes(&self.root.documents)?;
+        Ok(usage)
     }
 }
 
-/// Disk space of the files directly in `directory`.
-fn disk_bytes(directory: &Directory) -> Result<u64, CacheError> {
-    directory.names()?.iter().try_fold(0, |sum, name| {
-        let blocks = directory
-            .stat(name)?
-            .map_or(0, |s| u64::try_from(s.st_blocks).unwrap_or(0));
-        Ok(sum + blocks * BLOCK_BYTES)
-    })
+impl Held {
+    fn of(store: &Store) -> Held {
+        Held {
+            pinned: store.pinned,
+            lent: store.lent,
+            in_use: store.in_use(),
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! The arguments, as clap types. Their documentation is the help text and the man page.
 
+pub mod cache;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 
+use crate::cli::args::cache::CacheCommand;
 use crate::content::{Fill, Outage};
 use crate::mount::{Pull, TrustIndex};
 
@@ -39,6 +42,16 @@ pub struct Global {
         hide_env_values = true
     )]
     pub cache_dir: Option<PathBuf>,
+    /// What layers may take in the cache; what was used least recently goes first [default: no bound]
+    #[arg(
+        long,
+        global = true,
+        value_name = "BYTES|n[KMGT][B]",
+        env = "RSMOUNT_CACHE_SIZE",
+        hide_env_values = true,
+        value_parser = cache::bytes
+    )]
+    pub cache_size: Option<u64>,
     /// Print nothing but errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
@@ -307,26 +320,6 @@ pub struct StatsArgs {
     /// JSON
     #[arg(long)]
     pub json: bool,
-}
-
-/// `cache …`.
-#[derive(Debug, Clone, Subcommand)]
-pub enum CacheCommand {
-    /// Show what the cache holds
-    Du {
-        /// JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove cached bytes
-    Prune {
-        /// Remove layer data and keep the indexes: the next start is lazy (the default)
-        #[arg(long, conflicts_with = "all")]
-        data: bool,
-        /// Remove everything
-        #[arg(long)]
-        all: bool,
-    },
 }
 
 /// Puts `mount` in front when the first word is no command: `rsmount IMAGE MOUNTPOINT`. An image

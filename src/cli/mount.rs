@@ -88,6 +88,7 @@ pub(super) fn source_request(
 ) -> Result<MountRequest, Failure> {
     let Settings {
         cache_dir,
+        cache_size,
         mut insecure_registries,
         mut ca_files,
     } = settings;
@@ -103,6 +104,7 @@ pub(super) fn source_request(
         pinned: None,
         platform: args.platform.clone(),
         cache_dir,
+        cache_size,
         offline: args.offline,
         pull: args.pull.into(),
         on_outage: Outage::Eio,

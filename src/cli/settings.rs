@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::cli::args::Global;
+use crate::cli::args::cache::bytes;
 use crate::cli::output::Failure;
 use crate::mount::privilege;
 
@@ -14,6 +15,8 @@ use crate::mount::privilege;
 #[serde(deny_unknown_fields)]
 struct ConfigFile {
     cache_dir: Option<PathBuf>,
+    #[serde(default, deserialize_with = "written_size")]
+    cache_size: Option<u64>,
     #[serde(default)]
     insecure_registries: Vec<String>,
     #[serde(default)]
@@ -24,6 +27,8 @@ struct ConfigFile {
 #[derive(Debug, Clone)]
 pub(crate) struct Settings {
     pub(crate) cache_dir: PathBuf,
+    /// In bytes; no bound when absent.
+    pub(crate) cache_size: Option<u64>,
     pub(crate) insecure_registries: Vec<String>,
     pub(crate) ca_files: Vec<PathBuf>,
 }
@@ -33,6 +38,7 @@ impl Settings {
     pub(crate) fn load(global: &Global) -> Result<Settings, Failure> {
         let mut settings = Settings {
             cache_dir: PathBuf::new(),
+            cache_size: global.cache_size,
             insecure_registries: Vec::new(),
             ca_files: Vec::new(),
         };
@@ -40,6 +46,7 @@ impl Settings {
         for path in config_paths() {
             let Some(file) = read(&path)? else { continue };
             cache_dir = cache_dir.or(file.cache_dir);
+            settings.cache_size = settings.cache_size.or(file.cache_size);
             settings
                 .insecure_registries
                 .extend(file.insecure_registries);
@@ -51,6 +58,20 @@ impl Settings {
         settings.cache_dir = std::path::absolute(&cache_dir)
             .map_err(|e| Failure::new(format!("{}: {e}", cache_dir.display())))?;
         Ok(settings)
+    }
+}
+
+/// A number of bytes, or text as `--cache-size` takes it.
+fn written_size<'de, D: serde::Deserializer<'de>>(written: D) -> Result<Option<u64>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Bytes(u64),
+        Text(String),
+    }
+    match Written::deserialize(written)? {
+        Written::Bytes(bytes) => Ok(Some(bytes)),
+        Written::Text(text) => bytes(&text).map(Some).map_err(serde::de::Error::custom),
     }
 }
 

@@ -133,6 +133,13 @@ impl Content {
             }
             let mut at = 0;
             while let Some(job) = self.next_job(layer, at) {
+                // What is under way takes its place only when it comes.
+                while !self.has_room(&job, under_way.len()) {
+                    if under_way.join_next().await.is_none() {
+                        tracing::info!("the fill ends here: the cache is as full as it may be");
+                        return;
+                    }
+                }
                 if !self.demand.is_quiet(quiet) {
                     quiet = QUIET_BETWEEN;
                     self.demand.quiet(quiet).await;
@@ -146,6 +153,21 @@ impl Content {
             }
         }
         under_way.join_all().await;
+    }
+
+    /// Whether the cache takes a job more, and the `others` that have begun and are about as large.
+    fn has_room(&self, job: &Job, others: usize) -> bool {
+        let Some(layer) = self.layers.get(job.layer as usize) else {
+            return false;
+        };
+        let spans = layer.source.index.spans.get(job.spans.clone());
+        let bytes: u64 = spans
+            .iter()
+            .copied()
+            .flatten()
+            .map(|s| s.address.len())
+            .sum();
+        layer.source.pages.room() >= bytes.saturating_mul(1 + others as u64)
     }
 
     fn by_remainder(&self) -> Vec<u32> {
@@ -169,6 +191,8 @@ impl Content {
         let first = (at..spans.len()).find(|&span| !of.has_span(span))?;
         let bytes = self.pace.bytes_in(REQUEST_TIME);
         let bytes = bytes.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end());
+        // So that the last ones fit below the budget as well.
+        let bytes = bytes.min(of.source.pages.room() / (2 * REQUESTS as u64));
         let far = spans[first].compressed.start() + bytes;
         let end = (first + 1..spans.len()).find(|&span| {
             of.has_span(span)

@@ -65,7 +65,7 @@ pub(crate) fn assemble(
     monitor: Arc<dyn Monitor>,
     interrupted: &Notify,
 ) -> Result<Assembled, Error> {
-    let cache = Cache::open(&request.cache_dir)?;
+    let cache = Cache::open_within(&request.cache_dir, request.cache_size)?;
     let access = source::access(request)?;
     let resolver = Resolver::new(request, &access, &cache)?;
     let local = match resolver.cached()? {
@@ -301,6 +301,7 @@ fn wire(
     access: Access,
     known: Known,
 ) -> Result<Assembled, Error> {
+    cache.trim();
     let described = access.describe();
     let Known {
         image,

@@ -84,6 +84,9 @@ pub enum Error {
     /// A pack could not be made or stored.
     #[error("cannot publish: {0}")]
     Publish(String),
+    /// An image cannot be pinned, or is not.
+    #[error("{0}")]
+    Pin(String),
     /// The caller went away, or a signal came.
     #[error("interrupted; nothing was mounted")]
     Interrupted,

@@ -60,7 +60,7 @@ pub struct Pack {
 
 /// Explains the image of `request`.
 pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
-    let cache = Cache::open(&request.cache_dir)?;
+    let cache = Cache::open_within(&request.cache_dir, request.cache_size)?;
     let access = source::access(request)?;
     let resolver = Resolver::new(request, &access, &cache)?;
     let admitted = pack::admits(request.trust_index, &access.name);

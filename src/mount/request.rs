@@ -61,6 +61,8 @@ pub struct MountRequest {
     pub platform: Option<String>,
     /// Cache root.
     pub cache_dir: PathBuf,
+    /// Bytes that layers' pages may hold in the cache; no bound when absent.
+    pub cache_size: Option<u64>,
     /// Never use the network.
     pub offline: bool,
     /// When to ask for a known tag.

@@ -21,6 +21,11 @@ pub fn can_mount() -> bool {
     can
 }
 
+/// Whether tests take their full length (`contrib/test --full`), or a short one of the same.
+pub fn long() -> bool {
+    std::env::var_os("RSMOUNT_TEST_LONG").is_some_and(|v| v == "1")
+}
+
 /// Says why a test has nothing to do here, past libtest's capture of what tests print.
 pub fn skip(why: &str) {
     let thread = std::thread::current();

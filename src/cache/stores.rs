@@ -1,0 +1,138 @@
+//! All page stores of the cache: those of layers and those of packs, and why some are held.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use super::directory::Directory;
+use super::layers::{LENT, PAGES, StoredLayer};
+use super::pages::{DATA, Trio};
+use super::recency;
+use super::{CacheError, Pages, Root, lock};
+use crate::oci::Digest;
+
+/// Unit of `st_blocks` (stat(2)).
+const BLOCK_BYTES: u64 = 512;
+
+/// Whose pages a store has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Owner {
+    /// A layer, by the digest of its blob.
+    Layer(Digest),
+    /// A layer as a pack has it: the names of both directories.
+    Pack { pack: String, layer: String },
+}
+
+/// One page store.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub(super) owner: Owner,
+    pub(super) directory: Directory,
+    /// An image that has it was pinned.
+    pub(super) pinned: bool,
+    /// The kernel was given the file itself: it may be unlinked, and never punched or truncated.
+    pub(super) lent: bool,
+}
+
+impl Store {
+    /// Disk space in bytes.
+    pub(super) fn disk_bytes(&self) -> Result<u64, CacheError> {
+        disk_bytes(&self.directory)
+    }
+
+    /// Whether a running mount has it open.
+    pub(super) fn in_use(&self) -> bool {
+        let data = self.directory.file(DATA, false).ok().flatten();
+        data.is_some_and(|data| matches!(lock::try_exclusive(&data), Ok(false)))
+    }
+
+    /// When it was last used, as far as that is known.
+    pub(super) fn last_use(&self) -> Option<SystemTime> {
+        recency::last_use(&self.directory)
+    }
+
+    /// Its pages; `None` when one of its files is missing. Without an index the length is known to
+    /// the page only, which is enough for who looks at whole pages.
+    pub(super) fn pages(&self, root: &Arc<Root>) -> Result<Option<Pages>, CacheError> {
+        let Some(trio) = Trio::open(&self.directory)? else {
+            return Ok(None);
+        };
+        let stored = match &self.owner {
+            Owner::Layer(blob) => match root.layers(blob)?.directory(blob.hex())? {
+                Some(layer) => StoredLayer::open(root, layer, blob)?,
+                None => None,
+            },
+            Owner::Pack { .. } => None,
+        };
+        let size = match stored {
+            Some(layer) => layer.address_size(),
+            None => trio.data_bytes(),
+        };
+        Ok(Some(Pages::new(&self.directory, trio, size)))
+    }
+}
+
+/// Every store that there is now.
+pub(super) fn all(root: &Root) -> Result<Vec<Store>, CacheError> {
+    let pinned = root.pinned_layers()?;
+    let mut stores = Vec::new();
+    each_layer(root, |_, layer, blob| {
+        if let Some(directory) = layer.directory(PAGES)? {
+            stores.push(Store {
+                owner: Owner::Layer(blob.clone()),
+                directory,
+                pinned: pinned.contains(blob),
+                lent: layer.stat(LENT)?.is_some(),
+            });
+        }
+        Ok(())
+    })?;
+    for pack in root.packs.names()? {
+        let Some(of) = root.packs.directory(&pack)? else {
+            continue;
+        };
+        for layer in of.names()? {
+            if let Some(directory) = of.directory(&layer)? {
+                let pack = pack.clone();
+                stores.push(Store {
+                    owner: Owner::Pack { pack, layer },
+                    directory,
+                    pinned: false,
+                    lent: false,
+                });
+            }
+        }
+    }
+    Ok(stores)
+}
+
+/// Calls `visit` with each layer's parent, directory and digest.
+pub(super) fn each_layer(
+    root: &Root,
+    mut visit: impl FnMut(&Directory, &Directory, &Digest) -> Result<(), CacheError>,
+) -> Result<(), CacheError> {
+    for algorithm in root.layers.names()? {
+        let Some(layers) = root.layers.directory(&algorithm)? else {
+            continue;
+        };
+        for hex in layers.names()? {
+            // What has no digest's name is not ours to touch.
+            let Ok(blob) = format!("{algorithm}:{hex}").parse::<Digest>() else {
+                continue;
+            };
+            if let Some(layer) = layers.directory(&hex)? {
+                visit(&layers, &layer, &blob)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Disk space of the files directly in `directory`.
+pub(super) fn disk_bytes(directory: &Directory) -> Result<u64, CacheError> {
+    directory.names()?.iter().try_fold(0, |sum, name| {
+        let blocks = directory
+            .stat(name)?
+            .map_or(0, |s| u64::try_from(s.st_blocks).unwrap_or(0));
+        Ok(sum + blocks * BLOCK_BYTES)
+    })
+}
