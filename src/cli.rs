@@ -2,12 +2,14 @@
 
 pub mod args;
 mod cache;
+mod key;
 mod list;
 mod mount;
 mod output;
 mod progress;
 mod publish;
 mod settings;
+mod why;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -56,10 +58,12 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Umount(umount) => mount::umount(&umount)?,
         Command::Ps(ps) => list::ps(&ps)?,
         Command::Stats(stats) => list::stats(&stats)?,
+        Command::Why(args) => why::why(&args)?,
         Command::Cache(command) => cache::run(command, settings)?,
-        Command::Publish { source, json } => {
-            publish::publish(&source, json, &args.global, settings)?;
+        Command::Publish { source, key, json } => {
+            publish::publish(&source, key.as_deref(), json, (&args.global, settings))?;
         }
+        Command::Key(command) => key::run(command)?,
         Command::Explain { source, json } => publish::explain(&source, json, settings)?,
         Command::Completions { shell } => output::completions(shell),
         Command::Man => output::man()?,

@@ -20,6 +20,7 @@ mod prefetch;
 pub mod profile;
 mod recorder;
 mod run;
+mod stalls;
 mod stats;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +32,8 @@ use tokio::sync::OnceCell;
 
 pub use error::Error;
 pub use profile::Profile;
+pub use recorder::RECORDED;
+pub use stalls::{Cause, Stall};
 pub use stats::{ContentStats, LayerStats, Proof};
 
 use crate::blob::{Blob, BoxFuture, ByteRange};
@@ -42,6 +45,7 @@ use crate::content::hot::Hot;
 use crate::content::pace::Pace;
 use crate::content::recorder::Recorder;
 use crate::content::run::Runs;
+use crate::content::stalls::Stalls;
 use crate::content::stats::Tally;
 use crate::layer::LayerIndex;
 
@@ -152,6 +156,7 @@ pub struct Content {
     options: Options,
     flights: Flights,
     tally: Tally,
+    stalls: Stalls,
     pace: Pace,
     hot: Hot,
     /// Set for ever when a pack was found to lie.
@@ -196,6 +201,7 @@ impl Content {
             options,
             flights: Flights::default(),
             tally: Tally::default(),
+            stalls: Stalls::default(),
             pace: Pace::default(),
             hot: Hot::default(),
             poisoned: AtomicBool::new(false),

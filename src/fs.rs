@@ -6,12 +6,14 @@
 
 pub mod counters;
 pub mod errno;
+pub mod origin;
 pub mod read;
 
 use std::sync::Arc;
 
 pub use counters::Counters;
 pub use errno::Error;
+pub use origin::FilePart;
 pub use read::{Absent, Outcome, ReadBuffer};
 
 use crate::content::Content;

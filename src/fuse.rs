@@ -15,4 +15,4 @@
 mod adapter;
 pub mod session;
 
-pub use session::{MountFlags, Session, Unmounter, shown_source};
+pub use session::{Eraser, MountFlags, Session, Unmounter, shown_source};

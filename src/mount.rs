@@ -7,6 +7,7 @@
 
 pub mod assemble;
 pub mod control;
+mod discover;
 mod error;
 pub mod explain;
 mod hot;
@@ -23,9 +24,12 @@ pub mod record;
 mod refused;
 pub mod request;
 mod resolve;
+mod revalidate;
 mod source;
 pub mod stats;
+mod trust;
 pub mod upper;
+pub mod why;
 pub mod worker;
 
 pub use error::Error;

@@ -135,6 +135,12 @@ impl Registry {
             .await
     }
 
+    /// What a tag stands for, as the registry says without sending it: good for a comparison, not
+    /// verified. `None` when it does not say.
+    pub async fn digest_of(&self, tag: &str) -> Result<Option<Digest>, Error> {
+        self.retry.run(|| manifest::peek(&self.shared, tag)).await
+    }
+
     /// All bytes of a small blob of at most `max` bytes, verified.
     pub async fn blob_bytes(&self, descriptor: &Descriptor, max: u64) -> Result<Bytes, Error> {
         if descriptor.size > max {

@@ -53,6 +53,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("lru", &["fs", "content"]),
     ("oci_spec", &["oci"]),
     ("reqwest", &["registry"]),
+    ("ring", &["pack"]),
     (
         "rustix",
         &[
@@ -60,6 +61,7 @@ const CRATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("rustls", &["registry"]),
+    ("rustls_pki_types", &["pack"]),
     ("serde", ANY),
     ("serde_json", ANY),
     ("sha2", &["oci", "layer", "content", "pack", "mount"]),

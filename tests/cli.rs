@@ -25,6 +25,7 @@ fn the_command_line_is_as_agreed() {
         "umount",
         "ps",
         "stats",
+        "why",
         "cache",
         "cache du",
         "cache prune",

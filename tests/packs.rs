@@ -5,6 +5,7 @@
 #[path = "support/all.rs"]
 mod support;
 
+use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -62,11 +63,15 @@ fn pushed(place: &Place, registry: &str, name: &str) -> String {
     image
 }
 
-/// One start that reads `d/hot`, and what it teaches.
-fn publish(place: &Place, image: &str) -> Value {
+/// One start that reads `d/hot`.
+fn teach(place: &Place, image: &str) {
     let mounted = place.mount_image(&format!("{image}:1"), &["--fill", "never"]);
     std::fs::read(mounted.path("d/hot")).unwrap();
-    drop(mounted);
+}
+
+/// One start that reads `d/hot`, and what it teaches.
+fn publish(place: &Place, image: &str) -> Value {
+    teach(place, image);
     let said = place.ok(&["-q", "publish", "--json", &format!("{image}:1")]);
     serde_json::from_str(&said).unwrap()
 }
@@ -182,13 +187,35 @@ fn a_lying_pack_is_kept_apart_and_found_out() {
         for tag in order {
             let name = if tag { &by_tag } else { &by_digest };
             let mounted = place.mount_image(name, &["--fill", "never"]);
-            let right = std::fs::read(mounted.path("d/hot")).unwrap() == expected("d/hot");
+            let hot = std::fs::read(mounted.path("d/hot")).unwrap();
             // Once the layer was streamed, nobody needs a pack of it.
             let pack_is_needed = tag && order[0];
-            assert_eq!(right, !pack_is_needed, "tag: {tag} in {order:?}");
+            assert_eq!(
+                hot == expected("d/hot"),
+                !pack_is_needed,
+                "tag: {tag} in {order:?}"
+            );
+            if !pack_is_needed {
+                for name in ["d/cold", "d/late"] {
+                    assert!(std::fs::read(mounted.path(name)).unwrap() == expected(name));
+                }
+            }
         }
         forget(&place);
     }
+
+    // Both at the same time: each has its own pages.
+    let first = place.mount_image(&by_tag, &["--fill", "never"]);
+    let _lies = std::fs::read(first.path("d/hot")).unwrap();
+    let second = place.path("second");
+    std::fs::create_dir(&second).unwrap();
+    let at = second.to_str().unwrap();
+    place.ok(&["-q", "--fill", "never", &by_digest, at]);
+    let right = std::fs::read(second.join("d/hot")).unwrap() == expected("d/hot");
+    place.ok(&["umount", at]);
+    assert!(right, "the strict mount beside the other");
+    drop(first);
+    forget(&place);
 
     // The proof finds it out: what could be read before cannot be read any more.
     let mounted = place.mount_image(&by_tag, &["--fill", "now"]);
@@ -206,6 +233,187 @@ fn a_lying_pack_is_kept_apart_and_found_out() {
     assert!(std::fs::read(mounted.path("d/hot")).unwrap() == expected("d/hot"));
 }
 
+/// The poisoned mount: bytes that were read before, names, and what the kernel remembers of both.
+#[test]
+fn nothing_of_a_poisoned_mount_can_be_read_any_more() {
+    let Some(registry) = registry() else {
+        return;
+    };
+    let place = Place::new();
+    let image = pushed(&place, &registry, "poisoned");
+    let published = publish(&place, &image);
+    let lying = lie(&image, published["image"].as_str().unwrap());
+    forget(&place);
+    let by_tag = format!("{image}:1");
+    let mounted = place.mount_image(&by_tag, &["--fill", "auto"]);
+    let path = mounted.path("d/hot");
+    let open = std::fs::File::open(&path).unwrap();
+    let mut before = vec![0; 4096];
+    open.read_exact_at(&mut before, 0).unwrap();
+    assert!(before.iter().all(|b| *b == b'!'), "the pack lies");
+    // The fill begins when readers have been quiet; it finds the pack out.
+    wait_until("poisoned", || !place.is_mounted());
+    // The pages are in the kernel's cache, and an open file holds them: both are out of reach.
+    assert!(open.read_exact_at(&mut before, 0).is_err(), "a second read");
+    assert!(std::fs::metadata(&path).is_err());
+    assert!(std::fs::read(&path).is_err());
+    let shown: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
+    assert_eq!(shown[0]["state"], "poisoned", "{shown}");
+    drop(open);
+    place.ok(&["umount", place.mnt().to_str().unwrap()]);
+    drop(mounted);
+
+    // On the deny list, whatever rule asks, and although the registry still offers it.
+    for rule in ["tag", "registry"] {
+        let explained = explain(&place, &["--trust-index", rule, &by_tag]);
+        assert_eq!(explained["pack"]["digest"], lying, "{explained}");
+        assert_eq!(explained["pack"]["trusted"], false);
+        let why = explained["pack"]["why"].as_str().unwrap();
+        assert!(why.contains("found to lie"), "{why}");
+    }
+}
+
+fn explain(place: &Place, words: &[&str]) -> Value {
+    let args = [&["explain", "--json"], words].concat();
+    serde_json::from_str(&place.ok(&args)).unwrap()
+}
+
+/// A key pair in the place; gives the names of its files and its fingerprint.
+fn key(place: &Place, name: &str) -> (String, String, String) {
+    let file = place.path(name).to_str().unwrap().to_owned();
+    let said = place.ok(&["key", "generate", "--json", &file]);
+    let said: Value = serde_json::from_str(&said).unwrap();
+    let fingerprint = said[0]["fingerprint"].as_str().unwrap().to_owned();
+    (file.clone(), format!("{file}.pub"), fingerprint)
+}
+
+#[test]
+fn a_signed_pack_is_used_for_a_digest_by_who_trusts_its_key() {
+    let Some(registry) = registry() else {
+        return;
+    };
+    let place = Place::new();
+    let image = pushed(&place, &registry, "signed");
+    let (secret, public, fingerprint) = key(&place, "ours");
+    let (_, stranger, _) = key(&place, "theirs");
+    teach(&place, &image);
+    let name = format!("{image}:1");
+    let said = place.ok(&["-q", "publish", "--json", "--key", &secret, &name]);
+    let published: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(published["signer"].as_str(), Some(&*fingerprint));
+    forget(&place);
+    let by_digest = format!("{image}@{}", published["image"].as_str().unwrap());
+
+    let pack = |words: &[&str]| explain(&place, words)["pack"].clone();
+    let strict = pack(&[&by_digest]);
+    assert_eq!(strict["used"], false, "no key is trusted: {strict}");
+    assert_eq!(
+        strict["signers"][0].as_str(),
+        Some(&*fingerprint),
+        "found, and shown"
+    );
+    assert_eq!(
+        pack(&["--trusted-key", &stranger, &by_digest])["used"],
+        false
+    );
+    for rule in ["tag", "signed", "registry"] {
+        let used = pack(&["--trust-index", rule, "--trusted-key", &public, &by_digest]);
+        assert_eq!(used["used"], true, "{rule}: {used}");
+        assert!(used["why"].as_str().unwrap().contains(&fingerprint));
+    }
+    let local = [
+        "--trust-index",
+        "local",
+        "--trusted-key",
+        &public,
+        &by_digest,
+    ];
+    assert_eq!(pack(&local)["used"], false);
+    forget(&place);
+
+    // And mounted so: lazily, from the pack.
+    let options = ["--fill", "never", "--trusted-key", &public];
+    let mounted = place.mount_image(&by_digest, &options);
+    assert!(std::fs::read(mounted.path("d/hot")).unwrap() == expected("d/hot"));
+    let stats = place.stats();
+    assert!(stats["fetched_bytes"].as_u64() < Some(512 << 10), "{stats}");
+    drop(mounted);
+    // Once more without a network, by the same rule, and not by a stricter one.
+    let offline = ["--offline", "--trusted-key", &public];
+    drop(place.mount_image(&by_digest, &offline));
+    let refused = place.run(&["--offline", &by_digest, place.mnt().to_str().unwrap()]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+}
+
+#[test]
+fn the_configuration_names_keys_and_the_rule() {
+    let Some(registry) = registry() else {
+        return;
+    };
+    let place = Place::new();
+    let image = pushed(&place, &registry, "config");
+    let (secret, public, fingerprint) = key(&place, "ours");
+    teach(&place, &image);
+    let name = format!("{image}:1");
+    place.ok(&["-q", "publish", "--key", &secret, &name]);
+    forget(&place);
+    let config = place.path("config/rsmount");
+    std::fs::create_dir_all(&config).unwrap();
+    std::fs::copy(public, config.join("team.pub")).unwrap();
+    let explain = |text: &str, words: &[&str]| -> Value {
+        std::fs::write(config.join("config.toml"), text).unwrap();
+        let mut command = place.rsmount();
+        command.env("XDG_CONFIG_HOME", place.path("config"));
+        let output = command.args(["explain", "--json"]).args(words).output();
+        let output = output.unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let explained: Value = serde_json::from_slice(&output.stdout).unwrap();
+        explained["pack"].clone()
+    };
+    let trusting = "trust_index = \"signed\"\ntrusted_keys = [\"team.pub\"]\n";
+    let used = explain(trusting, &[&name]);
+    assert_eq!(
+        (&used["rule"], &used["used"]),
+        (&"signed".into(), &true.into())
+    );
+    assert!(used["why"].as_str().unwrap().contains(&fingerprint));
+    // A flag says more than a file.
+    let used = explain(trusting, &["--trust-index", "local", &name]);
+    assert_eq!(
+        (&used["rule"], &used["used"]),
+        (&"local".into(), &false.into())
+    );
+    let none = explain("trust_index = \"signed\"\n", &[&name]);
+    assert_eq!(none["used"], false, "{none}");
+}
+
+#[test]
+fn a_pack_that_was_changed_after_it_was_signed_is_refused() {
+    let Some(registry) = registry() else {
+        return;
+    };
+    let place = Place::new();
+    let image = pushed(&place, &registry, "forged");
+    let (secret, public, _) = key(&place, "ours");
+    teach(&place, &image);
+    let name = format!("{image}:1");
+    let said = place.ok(&["-q", "publish", "--json", "--key", &secret, &name]);
+    let published: Value = serde_json::from_str(&said).unwrap();
+    let digest = published["image"].as_str().unwrap().to_owned();
+    // Other pages, and the signature of the honest ones.
+    lie(&image, &digest);
+    forget(&place);
+    let by_digest = format!("{image}@{digest}");
+    for image in [&name, &by_digest] {
+        let mounted = place.mount_image(image, &["--fill", "never", "--trusted-key", &public]);
+        assert!(std::fs::read(mounted.path("d/hot")).unwrap() == expected("d/hot"));
+        drop(mounted);
+        forget(&place);
+    }
+    let why = explain(&place, &["--trusted-key", &public, &name])["pack"]["why"].clone();
+    assert!(why.as_str().unwrap().contains("changed"), "{why}");
+}
+
 fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(30);
     while !is() {
@@ -214,8 +422,9 @@ fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
     }
 }
 
-/// Replaces the image's pack by one whose hot pages are other bytes, with right digests of those.
-fn lie(image: &str, digest: &str) {
+/// Replaces the image's pack by one whose hot pages are other bytes, with right digests of those, and
+/// with the signatures of the honest one; gives its digest.
+fn lie(image: &str, digest: &str) -> String {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let reference: Reference = format!("{image}:1").parse().unwrap();
@@ -238,7 +447,8 @@ fn lie(image: &str, digest: &str) {
             .blob_bytes(&honest.windows[0], 1 << 20)
             .await
             .unwrap();
-        let lying = PackManifest::new(honest.subject, &meta, &hot, &[windows.to_vec()]);
+        let mut lying = PackManifest::new(honest.subject, &meta, &hot, &[windows.to_vec()]);
+        lying.signatures = honest.signatures;
         for blob in [meta, hot] {
             registry
                 .push_blob(&Digest::of(&blob), blob.into())
@@ -246,9 +456,11 @@ fn lie(image: &str, digest: &str) {
                 .unwrap();
         }
         let bytes = lying.encode();
+        let digest = Digest::of(&bytes).to_string();
         registry
             .push_manifest(&tag, MANIFEST, bytes.into())
             .await
             .unwrap();
-    });
+        digest
+    })
 }

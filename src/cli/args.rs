@@ -1,6 +1,8 @@
 //! The arguments, as clap types. Their documentation is the help text and the man page.
 
 pub mod cache;
+pub mod look;
+pub mod trust;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -83,6 +85,8 @@ pub enum Command {
     Ps(PsArgs),
     /// Show the numbers of a mount
     Stats(StatsArgs),
+    /// Show which files made readers wait, for how long, what it cost and what avoids it
+    Why(look::WhyArgs),
     /// Look at the cache and clean it
     #[command(subcommand)]
     Cache(CacheCommand),
@@ -91,17 +95,23 @@ pub enum Command {
         /// The image
         #[command(flatten)]
         source: SourceArgs,
+        /// Sign it with the secret key in FILE (see `rsmount key generate`)
+        #[arg(long, value_name = "FILE", display_order = 11)]
+        key: Option<PathBuf>,
         /// JSON
-        #[arg(long, display_order = 10)]
+        #[arg(long, display_order = 12)]
         json: bool,
     },
+    /// Make and show keys that packs are signed with
+    #[command(subcommand)]
+    Key(trust::KeyCommand),
     /// Explain what a mount of an image would start from, and why
     Explain {
         /// The image
         #[command(flatten)]
         source: SourceArgs,
         /// JSON
-        #[arg(long, display_order = 10)]
+        #[arg(long, display_order = 12)]
         json: bool,
     },
     /// Print completions for a shell
@@ -134,37 +144,44 @@ pub struct SourceArgs {
     /// Never use the network
     #[arg(long, display_order = 3)]
     pub offline: bool,
-    /// When to ask the registry for a tag that is known here
+    /// When to ask the registry for a tag that is known here [default: missing]
     #[arg(
         long,
         value_enum,
-        default_value_t = PullArg::Missing,
         env = "RSMOUNT_PULL",
         hide_env_values = true,
         display_order = 4
     )]
-    pub pull: PullArg,
-    /// Whose packs are used: tag takes those of the repository unless the image is named by digest
+    pub pull: Option<PullArg>,
+    /// Whose packs are used [default: tag]
     #[arg(
         long,
         value_enum,
-        default_value_t = TrustArg::Tag,
         env = "RSMOUNT_TRUST_INDEX",
         hide_env_values = true,
         display_order = 7
     )]
-    pub trust_index: TrustArg,
+    pub trust_index: Option<TrustArg>,
+    /// A public key (PEM file, or ed25519:BASE64) whose signed packs are used; can be given again
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "RSMOUNT_TRUSTED_KEY",
+        hide_env_values = true,
+        display_order = 8
+    )]
+    pub trusted_key: Vec<String>,
     /// A registry that may speak plain HTTP (loopback may always); can be given again
     #[arg(
         long,
         value_name = "HOST[:PORT]",
         env = "RSMOUNT_INSECURE_REGISTRY",
         hide_env_values = true,
-        display_order = 8
+        display_order = 9
     )]
     pub insecure_registry: Vec<String>,
     /// More certificate authorities, PEM; can be given again
-    #[arg(long, value_name = "FILE", display_order = 9)]
+    #[arg(long, value_name = "FILE", display_order = 10)]
     pub ca_file: Vec<PathBuf>,
 }
 
@@ -194,24 +211,23 @@ pub struct MountArgs {
     #[arg(short, long, display_order = 2)]
     pub foreground: bool,
     /// What readers of absent bytes get while the registry is away: wait, eio, or eio after SECONDS
+    /// [default: wait]
     #[arg(
         long,
         value_name = "wait|eio|SECONDS",
-        default_value = "wait",
         value_parser = on_outage,
         display_order = 5
     )]
-    pub on_outage: Outage,
-    /// When bytes that nobody has read yet are fetched: auto waits until readers are quiet
+    pub on_outage: Option<Outage>,
+    /// When bytes that nobody has read yet are fetched [default: auto]
     #[arg(
         long,
         value_enum,
-        default_value_t = FillArg::Auto,
         env = "RSMOUNT_FILL",
         hide_env_values = true,
         display_order = 6
     )]
-    pub fill: FillArg,
+    pub fill: Option<FillArg>,
 }
 
 /// `--pull`.
@@ -259,11 +275,11 @@ impl From<FillArg> for Fill {
 /// `--trust-index`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum TrustArg {
-    /// Those of the same repository, unless the image is named by digest
+    /// Those of the same repository, but for an image named by digest only signed ones
     Tag,
-    /// Those of the same repository
+    /// Those of the same repository, and signed ones
     Registry,
-    /// Signed ones only
+    /// Those that a trusted key has signed
     Signed,
     /// None: only what was learned on this machine
     Local,
@@ -280,7 +296,8 @@ impl From<TrustArg> for TrustIndex {
     }
 }
 
-fn on_outage(text: &str) -> Result<Outage, String> {
+/// `wait`, `eio`, or a number of seconds.
+pub(super) fn on_outage(text: &str) -> Result<Outage, String> {
     match text {
         "wait" => Ok(Outage::Wait),
         "eio" => Ok(Outage::Eio),

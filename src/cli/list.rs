@@ -15,6 +15,7 @@ pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
     for record in records.iter_mut().filter(|r| r.state == State::Ready) {
         if let Ok(stats) = ask(record) {
             record.state = stats.state;
+            record.newer = stats.newer;
         }
     }
     if args.json {
@@ -26,7 +27,7 @@ pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
             short(&r.digest),
             r.platform.clone(),
             r.pid.to_string(),
-            state(r.state).to_owned(),
+            shown_state(r),
             r.since.clone(),
             r.upper
                 .as_ref()
@@ -70,18 +71,32 @@ fn state(state: State) -> &'static str {
     }
 }
 
+/// The state, and whether the tag stands for another image now.
+fn shown_state(record: &Record) -> String {
+    let newer = match record.newer {
+        Some(_) => ", newer exists",
+        None => "",
+    };
+    format!("{}{newer}", state(record.state))
+}
+
 fn ask(record: &Record) -> std::io::Result<Stats> {
     control::ask_stats(&record::socket_path(record.pid)?)
 }
 
-pub(crate) fn stats(args: &StatsArgs) -> Result<(), Failure> {
-    let path = mountpoint::absolute(&args.mountpoint).map_err(|e| Failure::of(&e))?;
+/// The record of the mount that is meant by `path`.
+pub(super) fn mount_at(path: &std::path::Path) -> Result<Record, Failure> {
+    let path = mountpoint::absolute(path).map_err(|e| Failure::of(&e))?;
     let found = record::find(&path).map_err(|e| Failure::of(&e))?;
-    let found = found.ok_or_else(|| Failure::of(&mountpoint::unknown(&path)))?;
+    found.ok_or_else(|| Failure::of(&mountpoint::unknown(&path)))
+}
+
+pub(crate) fn stats(args: &StatsArgs) -> Result<(), Failure> {
+    let found = mount_at(&args.mountpoint)?;
     let stats = ask(&found).map_err(|e| {
         Failure::new(format!(
             "{}: its process does not answer: {e}",
-            path.display()
+            found.mountpoint.display()
         ))
     })?;
     if args.json {

@@ -9,12 +9,13 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cli::args::{Global, LogFormat, MountArgs, SourceArgs, UmountArgs};
+use crate::cli::key;
 use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
-use crate::cli::settings::Settings;
+use crate::cli::settings::{KeyName, Settings};
 use crate::content::{Fill, Outage};
 use crate::mount::launch::{self, LaunchError};
-use crate::mount::{MountRequest, Upper, mountpoint, record};
+use crate::mount::{MountRequest, Pull, TrustIndex, Upper, mountpoint, record};
 
 /// How long `umount` waits for the worker to be gone after the mount is.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -58,10 +59,12 @@ fn request(args: &MountArgs, settings: Settings) -> Result<MountRequest, Failure
             checked.path.display()
         ));
     }
+    let on_outage = args.on_outage.or(settings.on_outage);
+    let fill = args.fill.map(Fill::from).or(settings.fill);
     let mut request = source_request(&args.source, settings)?;
     request.mountpoint = checked.path;
-    request.on_outage = args.on_outage;
-    request.fill = args.fill.into();
+    request.on_outage = on_outage.unwrap_or_default();
+    request.fill = fill.unwrap_or_default();
     request.foreground = args.foreground;
     request.upper = upper(args)?;
     for option in &args.options {
@@ -86,30 +89,45 @@ pub(super) fn source_request(
     args: &SourceArgs,
     settings: Settings,
 ) -> Result<MountRequest, Failure> {
+    let here = std::env::current_dir().unwrap_or_default();
+    let mut trusted_keys = Vec::new();
+    for name in &args.trusted_key {
+        trusted_keys.extend(key::public(name, &here)?);
+    }
+    for KeyName { name, base } in &settings.trusted_keys {
+        trusted_keys.extend(key::public(name, base)?);
+    }
     let Settings {
         cache_dir,
         cache_size,
         mut insecure_registries,
         mut ca_files,
+        ..
     } = settings;
     insecure_registries.extend(args.insecure_registry.iter().cloned());
     for file in &args.ca_file {
         let absolute = std::path::absolute(file);
         ca_files.push(absolute.map_err(|e| Failure::new(format!("{}: {e}", file.display())))?);
     }
+    let trust = args.trust_index.map(TrustIndex::from);
     Ok(MountRequest {
         image: absolute_image(&args.image)?,
         mountpoint: PathBuf::new(),
         upper: None,
         pinned: None,
-        platform: args.platform.clone(),
+        platform: args.platform.clone().or(settings.platform),
         cache_dir,
         cache_size,
         offline: args.offline,
-        pull: args.pull.into(),
+        pull: args
+            .pull
+            .map(Pull::from)
+            .or(settings.pull)
+            .unwrap_or_default(),
         on_outage: Outage::Eio,
         fill: Fill::Never,
-        trust_index: args.trust_index.into(),
+        trust_index: trust.or(settings.trust_index).unwrap_or_default(),
+        trusted_keys,
         insecure_registries,
         ca_files,
         suid: None,

@@ -1,14 +1,16 @@
 //! `rsmount publish` and `rsmount explain`.
 
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cli::args::{Global, SourceArgs};
+use crate::cli::key;
 use crate::cli::mount::source_request;
 use crate::cli::output::{self, Failure, size};
 use crate::cli::progress::Progress;
 use crate::cli::settings::Settings;
 use crate::monitor::{Event, Monitor};
-use crate::mount::explain::{self, Explanation};
+use crate::mount::explain::{self, Explanation, Pack};
 use crate::mount::publish;
 
 /// Shows progress of work that is done in this process.
@@ -31,18 +33,22 @@ impl Monitor for Shown {
 
 pub(crate) fn publish(
     args: &SourceArgs,
+    key: Option<&Path>,
     json: bool,
-    global: &Global,
-    settings: Settings,
+    (global, settings): (&Global, Settings),
 ) -> Result<(), Failure> {
+    let key = key.map(key::secret).transpose()?;
     let request = source_request(args, settings)?;
     let shown = Arc::new(Shown(Mutex::new(Progress::new(global.quiet))));
-    let done = publish::publish(request, shown.clone()).map_err(|e| Failure::of(&e))?;
+    let done =
+        publish::publish(request, key.as_ref(), shown.clone()).map_err(|e| Failure::of(&e))?;
     if json {
         return output::json(&done);
     }
+    let signed = done.signer.as_ref();
+    let signed = signed.map_or_else(String::new, |key| format!("\n  signed   by key {key}"));
     output::line(&format!(
-        "{}\n  tag      {}\n  indexes  {}\n  hot      {} ({} unpacked)\n  windows  {}",
+        "{}\n  tag      {}{signed}\n  indexes  {}\n  hot      {} ({} unpacked)\n  windows  {}",
         done.pack,
         done.tag,
         size(done.meta_bytes),
@@ -81,21 +87,41 @@ fn print(e: &Explanation) {
             "pack" => "known by the pack".to_owned(),
             _ => "unknown: a mount streams it first".to_owned(),
         };
+        let slow = match layer.from_start {
+            true => "; one zstd frame, decoded from its start but for a pack's hot pages",
+            false => "",
+        };
         let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
-        text += &format!("  layer    {digest}  {:>9}  {known}\n", size(layer.size));
+        text += &format!(
+            "  layer    {digest}  {:>9}  {known}{slow}\n",
+            size(layer.size)
+        );
     }
     text += &match e.profile_bytes {
         0 => "  profile  none: no start was recorded here\n".to_owned(),
         bytes => format!("  profile  {} touched by earlier starts\n", size(bytes)),
     };
-    text += &match &e.pack.digest {
-        Some(digest) => format!(
-            "  pack     {digest}\n           {}: {}; {} of hot pages\n",
-            if e.pack.used { "used" } else { "not used" },
-            e.pack.why,
-            size(e.pack.hot_bytes)
-        ),
-        None => format!("  pack     not used: {}\n", e.pack.why),
-    };
+    text += &pack(&e.pack);
     output::line(text.trim_end());
+}
+
+fn pack(pack: &Pack) -> String {
+    let Some(digest) = &pack.digest else {
+        return format!("  pack     not used: {}\n", pack.why);
+    };
+    let mut text = format!("  pack     {digest}\n");
+    if !pack.signers.is_empty() {
+        let keys = pack.signers.join(", ");
+        text += &format!("           says that it is signed by {keys}\n");
+    }
+    let word = match (pack.trusted, pack.used) {
+        (true, true) => "trusted and used",
+        (true, false) => "trusted, not used",
+        (false, _) => "not trusted, not used",
+    };
+    text += &format!("           {word}: {}\n", pack.why);
+    if pack.trusted {
+        text += &format!("           {} of hot pages\n", size(pack.hot_bytes));
+    }
+    text
 }

@@ -1,14 +1,15 @@
 //! Settings: flags first, then `RSMOUNT_*`, then `~/.config/rsmount/config.toml`, then
-//! `/etc/rsmount/config.toml`.
+//! `/etc/rsmount/config.toml`. Lists are added up; of anything else the first one holds.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::cli::args::Global;
 use crate::cli::args::cache::bytes;
+use crate::cli::args::{Global, on_outage};
 use crate::cli::output::Failure;
-use crate::mount::privilege;
+use crate::content::{Fill, Outage};
+use crate::mount::{Pull, TrustIndex, privilege};
 
 /// What a configuration file may hold.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -17,18 +18,59 @@ struct ConfigFile {
     cache_dir: Option<PathBuf>,
     #[serde(default, deserialize_with = "written_size")]
     cache_size: Option<u64>,
+    platform: Option<String>,
+    pull: Option<Pull>,
+    on_outage: Option<OutageWord>,
+    fill: Option<Fill>,
+    trust_index: Option<TrustIndex>,
+    #[serde(default)]
+    trusted_keys: Vec<String>,
     #[serde(default)]
     insecure_registries: Vec<String>,
     #[serde(default)]
     ca_files: Vec<PathBuf>,
 }
 
-/// What holds for this run.
+/// `"wait"`, `"eio"`, or a number of seconds.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(try_from = "toml::Value")]
+struct OutageWord(Outage);
+
+impl TryFrom<toml::Value> for OutageWord {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<OutageWord, String> {
+        let text = match value {
+            toml::Value::String(text) => text,
+            toml::Value::Integer(seconds) => seconds.to_string(),
+            _ => String::new(),
+        };
+        on_outage(&text).map(OutageWord)
+    }
+}
+
+/// A public key as the configuration names it.
 #[derive(Debug, Clone)]
+pub(crate) struct KeyName {
+    /// `ed25519:…`, or a file.
+    pub(crate) name: String,
+    /// Where the file is looked for.
+    pub(crate) base: PathBuf,
+}
+
+/// What holds for this run.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Settings {
     pub(crate) cache_dir: PathBuf,
     /// In bytes; no bound when absent.
     pub(crate) cache_size: Option<u64>,
+    pub(crate) platform: Option<String>,
+    pub(crate) pull: Option<Pull>,
+    pub(crate) on_outage: Option<Outage>,
+    pub(crate) fill: Option<Fill>,
+    pub(crate) trust_index: Option<TrustIndex>,
+    /// Read when they are needed: a key that is missing must not keep anybody from unmounting.
+    pub(crate) trusted_keys: Vec<KeyName>,
     pub(crate) insecure_registries: Vec<String>,
     pub(crate) ca_files: Vec<PathBuf>,
 }
@@ -37,20 +79,14 @@ impl Settings {
     /// Reads the files that exist.
     pub(crate) fn load(global: &Global) -> Result<Settings, Failure> {
         let mut settings = Settings {
-            cache_dir: PathBuf::new(),
             cache_size: global.cache_size,
-            insecure_registries: Vec::new(),
-            ca_files: Vec::new(),
+            ..Settings::default()
         };
         let mut cache_dir = global.cache_dir.clone();
         for path in config_paths() {
             let Some(file) = read(&path)? else { continue };
-            cache_dir = cache_dir.or(file.cache_dir);
-            settings.cache_size = settings.cache_size.or(file.cache_size);
-            settings
-                .insecure_registries
-                .extend(file.insecure_registries);
-            settings.ca_files.extend(file.ca_files);
+            cache_dir = cache_dir.or(file.cache_dir.clone());
+            settings.add(file, path.parent().unwrap_or(Path::new("/")));
         }
         let cache_dir = cache_dir.or_else(default_cache_dir).ok_or_else(|| {
             Failure::new("no cache directory: set HOME, XDG_CACHE_HOME or --cache-dir")
@@ -58,6 +94,25 @@ impl Settings {
         settings.cache_dir = std::path::absolute(&cache_dir)
             .map_err(|e| Failure::new(format!("{}: {e}", cache_dir.display())))?;
         Ok(settings)
+    }
+
+    /// Adds what a file in `directory` says to what those before it have said.
+    fn add(&mut self, file: ConfigFile, directory: &Path) {
+        self.cache_size = self.cache_size.or(file.cache_size);
+        self.platform = self.platform.take().or(file.platform);
+        self.pull = self.pull.or(file.pull);
+        self.on_outage = self.on_outage.or(file.on_outage.map(|word| word.0));
+        self.fill = self.fill.or(file.fill);
+        self.trust_index = self.trust_index.or(file.trust_index);
+        let key = |name| KeyName {
+            name,
+            base: directory.to_owned(),
+        };
+        self.trusted_keys
+            .extend(file.trusted_keys.into_iter().map(key));
+        self.insecure_registries.extend(file.insecure_registries);
+        self.ca_files
+            .extend(file.ca_files.iter().map(|ca| directory.join(ca)));
     }
 }
 
@@ -75,7 +130,8 @@ fn written_size<'de, D: serde::Deserializer<'de>>(written: D) -> Result<Option<u
     }
 }
 
-fn config_paths() -> Vec<PathBuf> {
+/// The files that are read if they exist, the first one that says something first.
+pub(crate) fn config_paths() -> Vec<PathBuf> {
     let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".config"));
     let own = std::env::var_os("XDG_CONFIG_HOME")
         .map(PathBuf::from)

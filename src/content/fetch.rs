@@ -11,7 +11,9 @@ use tokio::runtime::{Builder, Runtime};
 use crate::blob::ByteRange;
 use crate::cache::PAGE_BYTES;
 use crate::content::error::Error;
+use crate::content::flights::Done;
 use crate::content::run::Why;
+use crate::content::stalls::Bill;
 use crate::content::{Content, Layer, Outage};
 
 /// Threads of the network runtime: one that decodes while the other talks.
@@ -29,31 +31,52 @@ impl Content {
         range: ByteRange,
         done: Box<dyn FnOnce(Result<(), Arc<Error>>) + Send>,
     ) {
-        let needed = match self.layer(layer) {
-            Ok(found) => needed(found, range),
+        let found = match self.layer(layer) {
+            Ok(found) => found,
             Err(e) => return done(Err(Arc::new(e))),
         };
         if self.poisoned.load(Relaxed) {
             return done(Err(Arc::new(Error::Poisoned)));
         }
+        if needed(found, range).is_empty() {
+            return done(Ok(()));
+        }
+        let (bill, done) = self.timed(found, range, done);
+        if let Some(done) = self.wait_for_hot(layer, range, &bill, done) {
+            self.fetch_spans(layer, range, &bill, done);
+        }
+    }
+
+    /// Brings the spans without which `range` cannot be read, and puts them on the reader's bill.
+    pub(super) fn fetch_spans(
+        self: &Arc<Self>,
+        layer: u32,
+        range: ByteRange,
+        bill: &Bill,
+        done: Done,
+    ) {
+        let found = match self.layer(layer) {
+            Ok(found) => found,
+            Err(e) => return done(Err(Arc::new(e))),
+        };
+        let needed = needed(found, range);
         if needed.is_empty() {
             return done(Ok(()));
         }
-        let Some(done) = self.wait_for_hot(layer, range, done) else {
-            return;
-        };
         let runtime = match self.runtime() {
             Ok(runtime) => runtime,
             Err(e) => return done(Err(Arc::new(e))),
         };
-        let (content, started) = (self.clone(), Instant::now());
+        let content = self.clone();
         self.demand.enter();
         let done = Box::new(move |outcome| {
             content.demand.leave();
-            content.tally.stalled(started.elapsed());
             done(outcome);
         });
-        for run in runs(&self.flights.join(layer, &needed, done)) {
+        bill.wait_for_spans();
+        let fresh = runs(&self.flights.join(layer, &needed, done));
+        bill.charge(&found.source.index, &fresh);
+        for run in fresh {
             let content = self.clone();
             runtime.spawn(async move { content.bring(layer, run, Why::Demand).await });
         }

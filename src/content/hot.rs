@@ -13,11 +13,13 @@ use crate::content::error::Error;
 use crate::content::fetch::needed;
 use crate::content::flights::Done;
 use crate::content::profile::pages_of;
+use crate::content::stalls::Bill;
 
 /// Somebody who waits for pages that are on their way.
 struct Waiter {
     layer: u32,
     range: ByteRange,
+    bill: Arc<Bill>,
     done: Done,
 }
 
@@ -94,12 +96,18 @@ impl Content {
             std::mem::take(&mut state.waiters)
         };
         for waiter in left {
-            self.fetch(waiter.layer, waiter.range, waiter.done);
+            self.fetch_spans(waiter.layer, waiter.range, &waiter.bill, waiter.done);
         }
     }
 
     /// Waits for `range` if all that is absent of it is on its way; gives `done` back if not.
-    pub(super) fn wait_for_hot(&self, layer: u32, range: ByteRange, done: Done) -> Option<Done> {
+    pub(super) fn wait_for_hot(
+        &self,
+        layer: u32,
+        range: ByteRange,
+        bill: &Arc<Bill>,
+        done: Done,
+    ) -> Option<Done> {
         if !self.hot.coming.load(Ordering::Acquire) {
             return Some(done);
         }
@@ -113,7 +121,12 @@ impl Content {
         if absent.is_empty() || !pages.all(|page| state.pages.contains(&(layer, page))) {
             return Some(done);
         }
-        state.waiters.push(Waiter { layer, range, done });
+        state.waiters.push(Waiter {
+            layer,
+            range,
+            bill: bill.clone(),
+            done,
+        });
         None
     }
 }

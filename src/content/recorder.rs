@@ -10,7 +10,7 @@ use crate::cache::PAGE_BYTES;
 use crate::content::profile::{Profile, TOUCHES_MAX, Touch, pages_of};
 
 /// How long after the mount first uses are recorded: a start is over by then.
-const RECORDED: Duration = Duration::from_secs(60);
+pub const RECORDED: Duration = Duration::from_secs(60);
 
 /// What one mount's readers have touched.
 #[derive(Debug)]

@@ -63,6 +63,24 @@ impl Unmounter {
     }
 }
 
+/// Makes the kernel forget pages, listings, link targets and attributes.
+#[derive(Debug)]
+pub struct Eraser {
+    notifier: fuser::Notifier,
+    inodes: u64,
+}
+
+impl Eraser {
+    /// Does it, also for files that are open or mapped. Works after the connection was aborted, and
+    /// should be called then: before, a read that is under way could put pages back.
+    pub fn erase(&self) {
+        for ino in 1..=self.inodes {
+            // Of most inodes the kernel knows nothing.
+            let _unknown = self.notifier.inval_inode(fuser::INodeNo(ino), 0, 0);
+        }
+    }
+}
+
 impl Session {
     /// Mounts `fs` on `mountpoint`; `source` is what `/proc/mounts` shows as its device. Needs
     /// `CAP_SYS_ADMIN`, or else `fusermount3`.
@@ -120,6 +138,14 @@ impl Session {
             Way::Directly(self.mountpoint.clone())
         };
         Unmounter { way }
+    }
+
+    /// A handle that makes the kernel forget what it knows of `fs`.
+    pub fn eraser(&self, fs: &ImageFs) -> Eraser {
+        Eraser {
+            notifier: self.session.notifier(),
+            inodes: fs.totals().files,
+        }
     }
 
     /// Answers requests until the file system is unmounted by whomever.

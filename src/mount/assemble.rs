@@ -14,13 +14,16 @@ use crate::content::{Content, LayerSource, Options, Profile};
 use crate::fs::ImageFs;
 use crate::layer::{LayerIndex, codec};
 use crate::monitor::{Event, Monitor};
+use crate::mount::discover::{self, Finding, Found, Pack, Refused};
 use crate::mount::error::Error;
 use crate::mount::hot::{self, Early};
 use crate::mount::learn::Learner;
-use crate::mount::pack::{self, Finding, Pack};
+use crate::mount::pack;
 use crate::mount::request::{MountRequest, Pull};
 use crate::mount::resolve::{Image, Resolver, Top};
 use crate::mount::source::{self, Access, LateSource, Source};
+use crate::mount::trust::Trust;
+use crate::mount::why::Foreknown;
 use crate::oci::{Descriptor, Digest, ImageManifest, ImageName, Platform};
 use crate::tree::Tree;
 
@@ -35,12 +38,16 @@ pub(crate) struct Assembled {
     pub(crate) learner: Learner,
     /// Where absent bytes come from, for people.
     pub(crate) source: String,
+    /// What was known of readers before they came.
+    pub(crate) foreknown: Foreknown,
+    /// Whether what the name stands for was not asked, but remembered.
+    pub(crate) from_cache: bool,
 }
 
 /// What was resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct ResolvedImage {
-    pub(crate) digest: crate::oci::Digest,
+    pub(crate) digest: Digest,
     pub(crate) platform: Platform,
 }
 
@@ -72,6 +79,7 @@ pub(crate) fn assemble(
         Some(image) => Some(known_here(request, &access, &cache, image)?),
         None => None,
     };
+    let from_cache = local.is_some();
     let known = match local {
         Some(known) if known.is_enough() => known,
         _ if request.offline && matches!(access.name, ImageName::Registry(_)) => {
@@ -88,7 +96,9 @@ pub(crate) fn assemble(
             contact.run(local, interrupted)?
         }
     };
-    wire(request, &cache, access, known)
+    let mut assembled = wire(request, &cache, access, known)?;
+    assembled.from_cache = from_cache;
+    Ok(assembled)
 }
 
 /// What is known without asking anybody.
@@ -112,7 +122,8 @@ fn known_here(
 /// Takes the pack that an earlier mount has used, if one is needed.
 fn remember_pack(request: &MountRequest, access: &Access, cache: &Cache, known: &mut Known) {
     if !known.is_enough() {
-        known.pack = pack::remembered(cache, request.trust_index, &access.name, &known.image);
+        let trust = Trust::of(request, &access.name);
+        known.pack = discover::remembered(cache, trust, &known.image);
     }
 }
 
@@ -206,7 +217,7 @@ impl Contact<'_> {
         let guess = self.guess()?;
         let guessed = async {
             match &guess {
-                Some(digest) => pack::find(source, digest, self.early(digest)).await,
+                Some(digest) => Some(self.find(source, digest).await),
                 None => None,
             }
         };
@@ -217,7 +228,7 @@ impl Contact<'_> {
                 return Ok(guessed);
             }
             Ok(match self.wants_pack(&top)? {
-                true => pack::find(source, top.digest(), self.early(top.digest())).await,
+                true => Some(self.find(source, top.digest()).await),
                 false => None,
             })
         };
@@ -263,34 +274,49 @@ impl Contact<'_> {
 
     /// A pack that was used before has its hot pages here.
     fn early(&self, image: &Digest) -> Early {
-        match pack::is_remembered(self.cache, &self.access.name, image) {
+        match discover::is_remembered(self.cache, &self.access.name, image) {
             true => Early::Never,
             false => Early::HotPages,
         }
     }
 
+    fn trust(&self) -> Trust<'_> {
+        Trust::of(self.request, &self.access.name)
+    }
+
     fn admits_packs(&self) -> bool {
-        pack::admits(self.request.trust_index, &self.access.name).is_ok()
+        self.trust().admits_any().is_ok()
+    }
+
+    async fn find(&self, source: &Source, image: &Digest) -> Result<Found, Refused> {
+        let early = self.early(image);
+        discover::find(self.cache, self.trust(), (source, image), early).await
     }
 
     async fn look_for_pack(&self, source: &Source, known: &mut Known) {
-        if self.admits_packs()
-            && let Some(found) = {
-                let image = &known.image.digest;
-                pack::find(source, image, self.early(image)).await
-            }
-        {
+        if self.admits_packs() {
+            let found = self.find(source, &known.image.digest).await;
             self.take(found, known);
         }
     }
 
-    fn take(&self, found: pack::Found, known: &mut Known) {
-        match found.accept(self.cache, &self.access.name, &known.image) {
+    fn take(&self, found: Result<Found, Refused>, known: &mut Known) {
+        let accept = |found: Found| found.accept(self.cache, &self.access.name, &known.image);
+        match found.map_or_else(Finding::Not, accept) {
             Finding::Used(pack) => known.pack = Some(*pack),
-            Finding::Not(why) => {
-                let message = format!("a pack of {} is not used: {why}", self.request.image);
+            Finding::Not(Refused {
+                digest: Some(digest),
+                why,
+                ..
+            }) => {
+                let message = format!(
+                    "the pack {} of {} is not used: {why}",
+                    digest.short(),
+                    self.request.image
+                );
                 self.monitor.event(Event::Warning { message });
             }
+            Finding::Not(none) => tracing::debug!(why = none.why, "no pack"),
         }
     }
 }
@@ -327,16 +353,22 @@ fn wire(
         source,
     })?;
     let learner = Learner::new(cache.clone(), &image.manifest);
-    let earlier = match pack {
+    let foreknown = match &pack {
         // Its hot pages come without being asked for.
-        Some(_) => Profile::default(),
-        None => learner.earlier(),
+        Some(pack) => Foreknown {
+            profile: Profile::default(),
+            pack: Some((pack.digest.clone(), pack.meta.hot.clone())),
+        },
+        None => Foreknown {
+            profile: learner.earlier(),
+            pack: None,
+        },
     };
     let options = Options {
         outage: request.on_outage,
         fill: request.fill,
     };
-    let content = Content::new(sources, options, earlier, runtime);
+    let content = Content::new(sources, options, foreknown.profile.clone(), runtime);
     if let Some(pack) = &pack
         && !request.offline
     {
@@ -351,6 +383,8 @@ fn wire(
         indexes,
         learner,
         source: described,
+        foreknown,
+        from_cache: false,
     })
 }
 

@@ -5,13 +5,15 @@ use serde::Serialize;
 
 use crate::cache::{Cache, PAGE_BYTES};
 use crate::content::Content;
+use crate::layer::{LayerIndex, SpanStart, codec};
+use crate::mount::discover::{self, Finding, Found, Refused};
 use crate::mount::error::Error;
 use crate::mount::hot::Early;
 use crate::mount::learn::Learner;
-use crate::mount::pack::{self, Finding};
-use crate::mount::request::MountRequest;
+use crate::mount::request::{MountRequest, TrustIndex};
 use crate::mount::resolve::{Image, Resolver};
 use crate::mount::source;
+use crate::mount::trust::Trust;
 
 /// What is known of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -43,18 +45,27 @@ pub struct Layer {
     pub present_bytes: u64,
     /// Uncompressed bytes in all; absent when nothing is known.
     pub address_bytes: Option<u64>,
+    /// Whether it is one zstd frame, so that a read that no pack's hot pages answer decodes it from
+    /// its start.
+    pub from_start: bool,
 }
 
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Pack {
-    /// Digest of its manifest, when it is used.
+    /// The rule that was applied: `tag`, `registry`, `signed` or `local`.
+    pub rule: TrustIndex,
+    /// Digest of its manifest, when there is one.
     pub digest: Option<String>,
+    /// Whether the rule admits it.
+    pub trusted: bool,
     /// Whether a mount would use it.
     pub used: bool,
     /// Why, or why not.
     pub why: String,
-    /// Compressed bytes of its hot pages.
+    /// Fingerprints of the keys that it says have signed it.
+    pub signers: Vec<String>,
+    /// Compressed bytes of its hot pages; 0 when it is not trusted, for nobody has looked.
     pub hot_bytes: u64,
 }
 
@@ -63,7 +74,7 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
     let cache = Cache::open_within(&request.cache_dir, request.cache_size)?;
     let access = source::access(request)?;
     let resolver = Resolver::new(request, &access, &cache)?;
-    let admitted = pack::admits(request.trust_index, &access.name);
+    let trust = Trust::of(request, &access.name);
     let runtime = Content::new_runtime().map_err(Error::io("cannot start the network threads"))?;
     let (image, finding) = runtime.block_on(async {
         let source = access.open()?;
@@ -75,24 +86,22 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
                 resolver.image_of(&source, &top).await?
             }
         };
-        let finding = match admitted {
-            Err(why) => Finding::Not(why),
-            Ok(()) if request.offline => {
-                let known = pack::remembered(&cache, request.trust_index, &access.name, &image);
-                known.map_or_else(none, |pack| Finding::Used(Box::new(pack)))
-            }
-            Ok(()) => match pack::find(&source, &image.digest, Early::Never).await {
-                Some(found) => found.accept(&cache, &access.name, &image),
-                None => none(),
-            },
+        let finding = if request.offline {
+            let why = trust.admits_any().err();
+            let why = why.unwrap_or_else(|| "no mount here has used one before".to_owned());
+            discover::remembered(&cache, trust, &image).map_or_else(
+                || Finding::Not(Refused::all(why)),
+                |pack| Finding::Used(Box::new(pack)),
+            )
+        } else {
+            // Also when the rule admits none: then it is shown what there would be.
+            let found = discover::find(&cache, trust, (&source, &image.digest), Early::Never).await;
+            let accept = |found: Found| found.accept(&cache, &access.name, &image);
+            found.map_or_else(Finding::Not, accept)
         };
         Ok((image, finding))
     })?;
     describe(request, &cache, &image, finding)
-}
-
-fn none() -> Finding {
-    Finding::Not("none was found; `rsmount publish` makes one".to_owned())
 }
 
 fn describe(
@@ -108,12 +117,13 @@ fn describe(
     let mut layers = Vec::new();
     for (at, layer) in image.manifest.layers.iter().enumerate() {
         let stored = cache.layer(&layer.digest)?;
-        let (by, present_bytes, address_bytes) = match (&stored, found) {
+        let (by, present_bytes, index) = match (&stored, found) {
             (Some(stored), _) => {
+                let index = stored.index()?;
                 let present = stored.pages()?.present_bytes();
-                ("index", present, Some(stored.address_size()))
+                ("index", present, codec::decode(&index).ok())
             }
-            (None, Some(pack)) => ("pack", 0, Some(pack.meta.layers[at].address_size)),
+            (None, Some(pack)) => ("pack", 0, pack.meta.layers.get(at).cloned()),
             (None, None) => ("stream", 0, None),
         };
         layers.push(Layer {
@@ -121,7 +131,8 @@ fn describe(
             size: layer.size,
             by,
             present_bytes,
-            address_bytes,
+            address_bytes: index.as_ref().map(|index| index.address_size),
+            from_start: index.as_ref().is_some_and(is_one_frame),
         });
     }
     let needed = layers.iter().any(|l| l.by != "index");
@@ -133,22 +144,38 @@ fn describe(
         platform: image.platform.to_string(),
         layers,
         profile_bytes: pages * PAGE_BYTES,
-        pack: match finding {
-            Finding::Used(pack) => Pack {
-                digest: Some(pack.digest.to_string()),
-                used: needed,
-                why: match needed {
-                    true => "it is of the same repository".to_owned(),
-                    false => "not needed: every layer was indexed here".to_owned(),
-                },
-                hot_bytes: pack.manifest.hot.size,
-            },
-            Finding::Not(why) => Pack {
-                digest: None,
-                used: false,
-                why,
-                hot_bytes: 0,
-            },
-        },
+        pack: shown(request.trust_index, finding, needed),
     })
+}
+
+fn shown(rule: TrustIndex, finding: Finding, needed: bool) -> Pack {
+    match finding {
+        Finding::Used(pack) => Pack {
+            rule,
+            digest: Some(pack.digest.to_string()),
+            trusted: true,
+            used: needed,
+            why: match needed {
+                true => pack.admitted.to_string(),
+                false => format!("{}; but every layer was indexed here", pack.admitted),
+            },
+            signers: pack.manifest.signatures.keys().cloned().collect(),
+            hot_bytes: pack.manifest.hot.size,
+        },
+        Finding::Not(refused) => Pack {
+            rule,
+            digest: refused.digest.map(|digest| digest.to_string()),
+            trusted: false,
+            used: false,
+            why: refused.why,
+            signers: refused.signers,
+            hot_bytes: 0,
+        },
+    }
+}
+
+/// Whether a layer can only be decoded from its beginning: one long zstd frame.
+fn is_one_frame(index: &LayerIndex) -> bool {
+    let mut later = index.spans.iter().skip(1);
+    index.spans.len() > 1 && later.all(|span| span.start == SpanStart::Continue)
 }

@@ -8,7 +8,8 @@ use futures_util::StreamExt;
 
 use crate::blob::{self, Blob, ByteRange, ByteStream};
 use crate::content::{self, Content};
-use crate::mount::pack::{Pack, refused};
+use crate::mount::discover::Pack;
+use crate::mount::pack::refused;
 use crate::mount::source::{LateSource, Source};
 use crate::oci::Descriptor;
 use crate::pack::{HotRange, HotReader};

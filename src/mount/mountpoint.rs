@@ -180,9 +180,8 @@ pub fn unmount(path: &Path, lazy: bool) -> Result<(), MountpointError> {
     }
 }
 
-/// Ends the mount at `path` at once, whoever uses it: every request fails from now on, and names and
-/// pages that the kernel remembers are out of reach. `device` is the image's own (`MAJOR:MINOR`),
-/// which lies below the overlay of a writable mount.
+/// Ends the mount at `path` at once, whoever uses it: every request fails from now on. `device` is the
+/// image's own (`MAJOR:MINOR`), which may lie below the overlay of a writable mount.
 pub(crate) fn abort(path: &Path, device: Option<&str>) {
     if let Some(device) = device
         && let Err(error) = abort_connection(device)
@@ -202,6 +201,11 @@ pub(crate) fn abort(path: &Path, device: Option<&str>) {
 fn abort_connection(device: &str) -> io::Result<()> {
     use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
     let minor = device.split(':').nth(1).unwrap_or_default();
+    // Where it is mounted, as on most systems, an ordinary user may abort their own connections.
+    let shown = format!("/sys/fs/fuse/connections/{minor}/abort");
+    if std::fs::write(shown, "1").is_ok() {
+        return Ok(());
+    }
     let fs = rustix::mount::fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_create(&fs)?;
     let attributes = MountAttrFlags::empty();

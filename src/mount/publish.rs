@@ -20,7 +20,7 @@ use crate::oci::{Descriptor, Digest};
 use crate::pack::hot::{HotWriter, RANGE_PAGES_MAX};
 use crate::pack::manifest::{EMPTY_BYTES, MANIFEST};
 use crate::pack::meta::without_windows;
-use crate::pack::{HotRange, Meta, PackManifest, windows};
+use crate::pack::{HotRange, Meta, PackManifest, SecretKey, windows};
 
 /// What was published.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -31,6 +31,8 @@ pub struct Published {
     pub pack: String,
     /// The tag that leads to it.
     pub tag: String,
+    /// Fingerprint of the key that signed it.
+    pub signer: Option<String>,
     /// Compressed bytes of indexes and profile.
     pub meta_bytes: u64,
     /// Compressed bytes of hot pages.
@@ -41,8 +43,12 @@ pub struct Published {
     pub window_bytes: u64,
 }
 
-/// Publishes a pack of the image of `request`. Layers that are not known here are streamed first.
-pub fn publish(mut request: MountRequest, monitor: Arc<dyn Monitor>) -> Result<Published, Error> {
+/// Publishes a pack of the image of `request`, signed by `key` if there is one. Layers that are not known here are streamed first.
+pub fn publish(
+    mut request: MountRequest,
+    key: Option<&SecretKey>,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Published, Error> {
     // A pack is made of what was seen here, not of other packs.
     request.trust_index = TrustIndex::Local;
     let Assembled {
@@ -62,11 +68,15 @@ pub fn publish(mut request: MountRequest, monitor: Arc<dyn Monitor>) -> Result<P
     let meta = meta.encode().map_err(|e| Error::Publish(e.to_string()))?;
     let windows: Vec<Vec<u8>> = indexes.iter().map(|index| windows::encode(index)).collect();
     let subject = subject(learner.cache(), &image.digest)?;
-    let manifest = PackManifest::new(subject, &meta, &pages, &windows);
+    let mut manifest = PackManifest::new(subject, &meta, &pages, &windows);
+    if let Some(key) = key {
+        manifest.sign(key);
+    }
     let mut published = Published {
         image: image.digest.to_string(),
         pack: String::new(),
         tag: PackManifest::tag(&image.digest),
+        signer: key.map(|key| key.public().fingerprint()),
         meta_bytes: meta.len() as u64,
         hot_bytes: pages.len() as u64,
         hot_address_bytes,

@@ -46,6 +46,9 @@ pub struct Record {
     pub since: String,
     /// The upper directory of a writable mount.
     pub upper: Option<PathBuf>,
+    /// Digest of the image that the tag stands for now, when it is known not to be this one.
+    #[serde(default)]
+    pub newer: Option<String>,
 }
 
 /// A record of this process, removed when dropped.

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::{Fill, Outage};
 use crate::oci::Digest;
+use crate::pack::PublicKey;
 
 /// When the registry is asked although the tag is known here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -24,13 +25,13 @@ pub enum Pull {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum TrustIndex {
-    /// Those of the same repository for an image that is named by tag; for one that is named by
-    /// digest none that is not signed.
+    /// Those of the same repository, and those that a trusted key has signed, for an image that is
+    /// named by tag; for one that is named by digest only the latter.
     #[default]
     Tag,
-    /// Those of the same repository.
+    /// Those of the same repository, and those that a trusted key has signed.
     Registry,
-    /// Signed ones.
+    /// Those that a trusted key has signed.
     Signed,
     /// None.
     Local,
@@ -73,6 +74,8 @@ pub struct MountRequest {
     pub fill: Fill,
     /// Whose packs are used.
     pub trust_index: TrustIndex,
+    /// Keys whose signed packs are used.
+    pub trusted_keys: Vec<PublicKey>,
     /// Hosts that may speak plain HTTP.
     pub insecure_registries: Vec<String>,
     /// Extra CA certificates, PEM.

@@ -8,6 +8,7 @@ use crate::content::{LayerStats, Proof};
 use crate::fs::ImageFs;
 use crate::fs::counters::Requests;
 use crate::mount::record::{Record, State};
+use crate::mount::revalidate::Newer;
 use crate::oci::Digest;
 
 /// The numbers of one mount, since it was mounted.
@@ -17,6 +18,9 @@ pub struct Stats {
     pub image: String,
     /// Digest of the image manifest.
     pub digest: String,
+    /// Digest of the image that the tag stands for now, when it is known not to be this one.
+    #[serde(default)]
+    pub newer: Option<String>,
     /// Compressed bytes fetched from outside.
     pub fetched_bytes: u64,
     /// Requests to the outside.
@@ -67,7 +71,7 @@ pub struct Layer {
 
 impl Stats {
     /// The numbers of `fs` now.
-    pub fn of(record: &Record, fs: &ImageFs, source: &str) -> Stats {
+    pub(crate) fn of(record: &Record, fs: &ImageFs, source: &str, newer: &Newer) -> Stats {
         let content = fs.content().stats();
         let requests = fs.counters().requests();
         let layer = |l: &LayerStats| Layer {
@@ -80,6 +84,7 @@ impl Stats {
         Stats {
             image: record.image.clone(),
             digest: record.digest.clone(),
+            newer: newer.get().map(ToString::to_string),
             fetched_bytes: content.fetched_bytes,
             requests: content.requests,
             cache_bytes: content.layers.iter().map(|l| l.present_bytes).sum(),

@@ -18,10 +18,10 @@ use tokio::sync::Notify;
 
 use crate::content::Notice;
 use crate::fs::ImageFs;
-use crate::fuse::{MountFlags, Session, Unmounter};
+use crate::fuse::{Eraser, MountFlags, Session, Unmounter};
 use crate::monitor::{Event, Monitor};
 use crate::mount::assemble::{self, Assembled};
-use crate::mount::control::Control;
+use crate::mount::control::{Control, Shown};
 use crate::mount::error::Error;
 use crate::mount::launch::Message;
 use crate::mount::learn::Learner;
@@ -31,8 +31,10 @@ use crate::mount::readahead;
 use crate::mount::record::{self, OwnRecord, Record, State};
 use crate::mount::refused;
 use crate::mount::request::MountRequest;
+use crate::mount::revalidate::{self, Newer};
 use crate::mount::stats::Stats;
 use crate::mount::upper::{About, UpperDir};
+use crate::mount::why::{Foreknown, Why};
 
 /// Longest request that is read from the command; it holds a few paths.
 const REQUEST_BYTES_MAX: u64 = 1 << 20;
@@ -88,25 +90,49 @@ impl Monitor for Caller {
 struct Prepared {
     request: MountRequest,
     session: Session,
-    record: Record,
+    served: Served,
     upper: Option<UpperDir>,
     /// `MAJOR:MINOR` of the image's own mount.
     device: Option<String>,
-    fs: Arc<ImageFs>,
     learner: Learner,
-    source: String,
+    /// Whether the tag is asked for behind the mount.
+    asks: bool,
     unmounter: Arc<Mutex<Option<Unmounter>>>,
 }
 
-fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
+/// What the control socket shows of this mount.
+struct Served {
+    record: Record,
+    fs: Arc<ImageFs>,
+    source: String,
+    foreknown: Foreknown,
+    newer: Newer,
+}
+
+impl Shown for Served {
+    fn stats(&self) -> Stats {
+        Stats::of(&self.record, &self.fs, &self.source, &self.newer)
+    }
+
+    fn why(&self) -> Why {
+        let (image, digest) = (&self.record.image, &self.record.digest);
+        Why::of(image, digest, &self.fs, &self.foreknown)
+    }
+}
+
+fn read_request() -> Result<MountRequest, Error> {
     let mut json = Vec::new();
     io::stdin()
         .take(REQUEST_BYTES_MAX)
         .read_to_end(&mut json)
         .map_err(Error::io("cannot read the request"))?;
-    let mut request: MountRequest = serde_json::from_slice(&json)
+    serde_json::from_slice(&json)
         .map_err(io::Error::other)
-        .map_err(Error::io("cannot read the request"))?;
+        .map_err(Error::io("cannot read the request"))
+}
+
+fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
+    let mut request = read_request()?;
     if !request.foreground {
         // A worker of its own session outlives the terminal. It is no group leader, so this works.
         let _already_leader = rustix::process::setsid();
@@ -121,8 +147,11 @@ fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
         image,
         learner,
         source,
+        foreknown,
+        from_cache,
         ..
     } = assembled;
+    let asks = from_cache && revalidate::is_wanted(&request);
     if caller.gone.load(Ordering::Relaxed) {
         return Err(Error::Interrupted);
     }
@@ -151,16 +180,22 @@ fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
         state: State::Ready,
         since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         upper: upper.as_ref().map(|u| u.dir().to_owned()),
+        newer: None,
     };
     Ok(Prepared {
         request,
         upper,
         device: mountpoint::device(&place),
         session,
-        record,
-        fs,
+        served: Served {
+            record,
+            fs,
+            source,
+            foreknown,
+            newer: Newer::default(),
+        },
         learner,
-        source,
+        asks,
         unmounter,
     })
 }
@@ -209,15 +244,16 @@ fn stack(
     Ok(())
 }
 
-/// Starts what goes on behind the mount; true once a pack was found to lie.
+/// Starts what goes on behind the mount; true once a pack was found to lie. Then the lock is held
+/// until nothing of it can be read any more.
 fn watch(
     fs: &ImageFs,
     mountpoint: PathBuf,
     device: Option<String>,
-    stacked: bool,
-) -> Arc<AtomicBool> {
-    let poisoned = Arc::new(AtomicBool::new(false));
-    let lies = poisoned.clone();
+    eraser: Eraser,
+) -> Arc<Mutex<bool>> {
+    let poisoned = Arc::new(Mutex::new(false));
+    let state = poisoned.clone();
     fs.content().start(Box::new(move |notice| match notice {
         Notice::Complete => {
             if let Some(device) = &device {
@@ -225,8 +261,10 @@ fn watch(
             }
         }
         Notice::Poisoned => {
-            lies.store(true, Ordering::SeqCst);
-            mountpoint::abort(&mountpoint, device.as_deref().filter(|_| stacked));
+            let mut lies = state.lock().unwrap_or_else(|e| e.into_inner());
+            *lies = true;
+            mountpoint::abort(&mountpoint, device.as_deref());
+            eraser.erase();
         }
     }));
     poisoned
@@ -237,19 +275,20 @@ impl Prepared {
         let Prepared {
             request,
             session,
-            record,
+            served,
             mut upper,
             device,
-            fs,
             learner,
-            source,
+            asks,
             unmounter,
         } = self;
+        let (record, fs) = (served.record.clone(), served.fs.clone());
+        let newer = served.newer.clone();
         let place = match &upper {
             Some(upper) => upper.lower(),
             None => request.mountpoint.clone(),
         };
-        let (mut own, control) = match publish(&record, &fs, source) {
+        let (mut own, control) = match publish(served) {
             Ok(published) => published,
             Err(e) => {
                 caller.say(&failed(&e));
@@ -257,6 +296,7 @@ impl Prepared {
                 return ExitCode::FAILURE;
             }
         };
+        let eraser = session.eraser(&fs);
         // The kernel's first request waits for these threads, so they start before `ready`.
         let serving = std::thread::Builder::new()
             .name("serve".into())
@@ -270,8 +310,11 @@ impl Prepared {
             return ExitCode::FAILURE;
         }
         let (ended, learning) = learn(learner, fs.clone());
-        let poisoned = watch(&fs, record.mountpoint.clone(), device, upper.is_some());
+        let poisoned = watch(&fs, record.mountpoint.clone(), device, eraser);
         tracing::info!(image = record.image, mountpoint = %record.mountpoint.display(), "mounted");
+        if let (true, Ok(digest)) = (asks, record.digest.parse()) {
+            revalidate::start(&request, &digest, &newer);
+        }
         let last = record.clone();
         caller.say(&Message::Ready(record));
         if caller.gone.load(Ordering::Relaxed) {
@@ -283,24 +326,31 @@ impl Prepared {
         {
             tracing::warn!(error = %e, "standard input and output stay open");
         }
-        let served = serving.map(JoinHandle::join);
+        let ending = serving.map(JoinHandle::join);
         drop(ended);
         let _kept = learning.map(JoinHandle::join);
-        if poisoned.load(Ordering::SeqCst) {
+        if *poisoned.lock().unwrap_or_else(|e| e.into_inner()) {
             keep_poisoned(&mut own, last);
         }
         // Whoever sees the record gone may use the directory again.
         drop(upper);
         drop((own, control));
-        match served {
-            Ok(Ok(Ok(()))) => {
-                tracing::info!("unmounted");
-                ExitCode::SUCCESS
-            }
-            other => {
-                tracing::error!(?other, "the session ended with an error");
-                ExitCode::FAILURE
-            }
+        exit_code(ending)
+    }
+}
+
+/// How the session's thread ended.
+type Ending = io::Result<std::thread::Result<io::Result<()>>>;
+
+fn exit_code(ending: Ending) -> ExitCode {
+    match ending {
+        Ok(Ok(Ok(()))) => {
+            tracing::info!("unmounted");
+            ExitCode::SUCCESS
+        }
+        other => {
+            tracing::error!(?other, "the session ended with an error");
+            ExitCode::FAILURE
         }
     }
 }
@@ -322,16 +372,11 @@ fn learn(learner: Learner, fs: Arc<ImageFs>) -> (mpsc::Sender<()>, io::Result<Jo
     (ended, thread)
 }
 
-fn publish(
-    record: &Record,
-    fs: &Arc<ImageFs>,
-    source: String,
-) -> Result<(OwnRecord, Control), Error> {
+fn publish(served: Served) -> Result<(OwnRecord, Control), Error> {
+    let record = &served.record;
     let own = OwnRecord::create(record).map_err(Error::io("cannot write the mount's record"))?;
-    let (shown, fs) = (record.clone(), fs.clone());
-    let stats = Arc::new(move || Stats::of(&shown, &fs, &source));
     let control = record::socket_path(record.pid)
-        .and_then(|path| Control::listen(&path, stats))
+        .and_then(|path| Control::listen(&path, served))
         .map_err(Error::io("cannot open the control socket"))?;
     Ok((own, control))
 }

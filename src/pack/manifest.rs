@@ -1,11 +1,15 @@
 //! The artifact's manifest (OCI image-spec 1.1, "Guidelines for Artifact Usage").
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use crate::oci::{Descriptor, Digest};
 use crate::pack::PackError;
+use crate::pack::key::{PublicKey, SecretKey};
+use crate::pack::signature::{self, ANNOTATION, SIGNATURES_MAX, Signatures, Signed};
 
 /// What the artifact is.
 pub const ARTIFACT_TYPE: &str = "application/vnd.rsmount.pack.v1";
@@ -42,6 +46,8 @@ pub struct PackManifest {
     pub hot: Descriptor,
     /// Windows, one a layer, base first.
     pub windows: Vec<Descriptor>,
+    /// Signatures; not judged yet.
+    pub signatures: Signatures,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -53,6 +59,8 @@ struct Document {
     config: Part,
     layers: Vec<Part>,
     subject: Part,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -107,7 +115,24 @@ impl PackManifest {
             inline: (meta.len() <= INLINE_BYTES_MAX).then(|| meta.to_vec()),
             hot: describe(hot, HOT),
             windows: windows.iter().map(|w| describe(w, WINDOWS)).collect(),
+            signatures: Signatures::new(),
         }
+    }
+
+    /// Signs it with one more key.
+    pub fn sign(&mut self, key: &SecretKey) {
+        let message = self.message();
+        signature::sign(&mut self.signatures, key, &message);
+    }
+
+    /// What its signatures are worth to who trusts `keys`.
+    pub fn signed(&self, keys: &[PublicKey]) -> Signed {
+        signature::judge(&self.signatures, keys, &self.message())
+    }
+
+    fn message(&self) -> Vec<u8> {
+        let parts = [&self.meta, &self.hot].into_iter().chain(&self.windows);
+        signature::message(&self.subject.digest, parts)
     }
 
     /// The tag that leads to the pack of an image manifest where the registry has no referrers API.
@@ -132,6 +157,7 @@ impl PackManifest {
                 .chain(windows)
                 .collect(),
             subject: Part::of(&self.subject),
+            annotations: annotations(&self.signatures),
         };
         // Strings and numbers cannot fail to be JSON.
         serde_json::to_vec(&document).unwrap_or_default()
@@ -171,8 +197,27 @@ impl PackManifest {
             inline: inline.transpose()?,
             hot: hot.descriptor(HOT)?,
             windows: windows.collect::<Result<_, _>>()?,
+            signatures: signatures(&document.annotations),
         })
     }
+}
+
+fn annotations(signatures: &Signatures) -> BTreeMap<String, String> {
+    let named = |(key, bytes): (&String, &Vec<u8>)| {
+        let name = format!("{ANNOTATION}{key}");
+        (name, STANDARD.encode(bytes))
+    };
+    signatures.iter().map(named).collect()
+}
+
+/// What is not base64 is no signature that anybody has made; it stays, and is found to be wrong.
+fn signatures(annotations: &BTreeMap<String, String>) -> Signatures {
+    let of = |(name, value): (&String, &String)| {
+        let key = name.strip_prefix(ANNOTATION)?;
+        Some((key.to_owned(), STANDARD.decode(value).unwrap_or_default()))
+    };
+    let all = annotations.iter().filter_map(of);
+    all.take(SIGNATURES_MAX).collect()
 }
 
 #[cfg(test)]
@@ -192,6 +237,38 @@ mod tests {
         let other = text.replace(ARTIFACT_TYPE, "application/other");
         assert!(PackManifest::decode(other.as_bytes(), &image.digest).is_err());
         assert!(PackManifest::decode(b"{}", &image.digest).is_err());
+    }
+
+    #[test]
+    fn a_signature_holds_for_one_image_and_these_bytes() {
+        let (key, _) = SecretKey::generate().unwrap();
+        let (other, _) = SecretKey::generate().unwrap();
+        let keys = [key.public()];
+        let image = describe(b"image manifest", MANIFEST);
+        let mut pack = PackManifest::new(image.clone(), b"meta", b"hot", &[b"w".to_vec()]);
+        assert_eq!(pack.signed(&keys), Signed::No);
+        pack.sign(&other);
+        let fingerprint = other.public().fingerprint();
+        assert_eq!(pack.signed(&keys), Signed::ByOthers(vec![fingerprint]));
+        pack.sign(&key);
+        let read = PackManifest::decode(&pack.encode(), &image.digest).unwrap();
+        assert_eq!(read, pack);
+        assert_eq!(read.signed(&keys), Signed::By(key.public()));
+        assert_eq!(read.signed(&[other.public()]), Signed::By(other.public()));
+
+        type Spoil = fn(&mut PackManifest);
+        let spoils: [Spoil; 5] = [
+            |p| p.subject.digest = Digest::of(b"another image"),
+            |p| p.meta = describe(b"mesa", META),
+            |p| p.hot.size += 1,
+            |p| p.windows.clear(),
+            |p| p.signatures.values_mut().for_each(|s| s[3] ^= 1),
+        ];
+        for (n, spoil) in spoils.iter().enumerate() {
+            let mut spoilt = pack.clone();
+            spoil(&mut spoilt);
+            assert_eq!(spoilt.signed(&keys), Signed::Wrong(key.public()), "{n}");
+        }
     }
 
     #[test]

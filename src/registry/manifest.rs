@@ -1,6 +1,7 @@
 //! Manifests: asked for by tag or digest (OCI distribution-spec, "Pulling manifests").
 
 use super::exchange::{Ask, Exchange};
+use super::http::Method;
 use super::{Fetched, status};
 use crate::blob::{Error, ErrorKind};
 use crate::oci::Digest;
@@ -45,4 +46,23 @@ pub(super) async fn fetch(at: &Exchange, tag_or_digest: &str) -> Result<Fetched,
         media_type,
         digest,
     })
+}
+
+/// What the registry says that a tag stands for: the word of a header, to be compared, never to be
+/// used. `None` when the header is missing or makes no sense (OCI distribution-spec, "Checking if
+/// content exists in the registry").
+pub(super) async fn peek(at: &Exchange, tag: &str) -> Result<Option<Digest>, Error> {
+    let accept = MANIFEST_MEDIA_TYPES.join(", ");
+    let ask = Ask {
+        method: Method::Head,
+        accept: Some(&accept),
+        ..Ask::default()
+    };
+    let found = at.get(&format!("manifests/{tag}"), ask).await?;
+    if found.answer.status() != 200 {
+        let name = format!("{}:{tag}", at.repository());
+        return Err(status::error(found.answer, &name).await);
+    }
+    let digest = found.answer.header("docker-content-digest");
+    Ok(digest.and_then(|text| text.trim().parse().ok()))
 }

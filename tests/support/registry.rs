@@ -117,6 +117,7 @@ fn connection(layout: &std::path::Path, control: &Control, stream: &TcpStream) -
         is_new = false;
         match method {
             "GET" => answer(layout, control, stream, path, range)?,
+            "HEAD" if path.contains("/manifests/") => head(layout, control, stream, path)?,
             _ => push(layout, control, stream, (method, path, body))?,
         }
         control.longest.fetch_max(steps, SeqCst);
@@ -153,6 +154,42 @@ fn push(
     }
 }
 
+/// What a tag or digest stands for.
+fn digest_of(layout: &std::path::Path, control: &Control, reference: &str) -> Option<String> {
+    let index: Value =
+        serde_json::from_slice(&std::fs::read(layout.join("index.json")).ok()?).ok()?;
+    let top = index["manifests"][0]["digest"].as_str()?;
+    let tags = control.tags.lock().unwrap();
+    let wanted = match tags.get(reference) {
+        Some(pushed) => pushed,
+        None if reference.contains(':') => reference,
+        None if reference == "latest" => top,
+        None => "sha256:none",
+    };
+    Some(wanted.to_owned())
+}
+
+/// Says what a manifest is without sending it.
+fn head(
+    layout: &std::path::Path,
+    control: &Control,
+    mut stream: &TcpStream,
+    path: &str,
+) -> Option<()> {
+    let digest = digest_of(layout, control, path.split("/manifests/").nth(1)?)?;
+    let file = layout.join("blobs").join(digest.replacen(':', "/", 1));
+    let Ok(bytes) = std::fs::read(file) else {
+        return status(stream, "404 Not Found");
+    };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: {}\r\nContent-Length: {}\r\n\
+         Docker-Content-Digest: {digest}\r\n\r\n",
+        media_type(&bytes),
+        bytes.len()
+    );
+    stream.write_all(head.as_bytes()).ok()
+}
+
 fn answer(
     layout: &std::path::Path,
     control: &Control,
@@ -163,17 +200,7 @@ fn answer(
     let blob =
         |digest: &str| std::fs::read(layout.join("blobs").join(digest.replacen(':', "/", 1))).ok();
     if let Some(reference) = path.split("/manifests/").nth(1) {
-        let index: Value =
-            serde_json::from_slice(&std::fs::read(layout.join("index.json")).ok()?).ok()?;
-        let top = index["manifests"][0]["digest"].as_str()?;
-        let tags = control.tags.lock().unwrap().clone();
-        let wanted = match tags.get(reference) {
-            Some(pushed) => pushed,
-            None if reference.contains(':') => reference,
-            None if reference == "latest" => top,
-            None => "sha256:none",
-        };
-        let Some(bytes) = blob(wanted) else {
+        let Some(bytes) = blob(&digest_of(layout, control, reference)?) else {
             return status(stream, "404 Not Found");
         };
         let head = format!(
