@@ -2,6 +2,7 @@
 
 pub mod args;
 mod cache;
+mod image;
 mod key;
 mod list;
 mod mount;
@@ -65,6 +66,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         }
         Command::Key(command) => key::run(command)?,
         Command::Explain { source, json } => publish::explain(&source, json, settings)?,
+        Command::Image(command) => return image::run(command, &args.global, settings),
         Command::Completions { shell } => output::completions(shell),
         Command::Man => output::man()?,
         Command::Worker => {}

@@ -86,6 +86,11 @@ impl ImageFs {
         }
     }
 
+    /// The tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
     /// The bytes behind the files.
     pub fn content(&self) -> &Arc<Content> {
         &self.content

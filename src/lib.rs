@@ -30,6 +30,7 @@
 //! | 5 | [`pack`] | what one node learned of an image, as an artifact beside it: pure codecs |
 //! | 6 | [`fuse`] | translates FUSE requests to `fs`; decides nothing |
 //! | 7 | [`mount`] | composition root and daemon |
+//! | 8 | [`image`] | images as docker users know them: what they are, what is in them, the store |
 //! | 9 | [`cli`] | arguments, output; the only room that prints |
 //!
 //! # Invariants
@@ -48,6 +49,7 @@ pub mod content;
 pub mod erofs;
 pub mod fs;
 pub mod fuse;
+pub mod image;
 pub mod layer;
 pub mod monitor;
 pub mod mount;

@@ -1,6 +1,7 @@
 //! The nouns of the OCI image specification: digests, references, platforms, descriptors,
 //! manifests, configurations. No I/O: text and bytes in, values out.
 
+pub mod about;
 pub mod config;
 pub mod descriptor;
 pub mod digest;
@@ -8,6 +9,7 @@ pub mod manifest;
 pub mod platform;
 pub mod reference;
 
+pub use about::{About, Step};
 pub use config::ImageConfig;
 pub use descriptor::{Compression, Descriptor};
 pub use digest::Digest;

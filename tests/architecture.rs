@@ -24,6 +24,7 @@ const RANKS: &[(&str, u8)] = &[
     ("pack", 5),
     ("fuse", 6),
     ("mount", 7),
+    ("image", 8),
     ("cli", 9),
 ];
 
@@ -39,7 +40,7 @@ const CRATES: &[(&str, &[&str])] = &[
         "data_encoding",
         &["oci", "cache", "layer", "registry", "archive"],
     ),
-    ("fastrand", &["blob", "cache", "registry", "mount"]),
+    ("fastrand", &["blob", "cache", "registry", "mount", "image"]),
     ("fuser", &["fuse", "mount"]),
     (
         "futures_util",
@@ -47,17 +48,18 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("http_auth", &["registry"]),
     ("httpdate", &["registry"]),
-    ("humantime", &["mount", "cli"]),
+    ("humantime", &["mount", "image", "cli"]),
     ("indicatif", &["cli"]),
     ("libz_rs_sys", &["layer"]),
     ("lru", &["fs", "content"]),
+    ("minijinja", &["image"]),
     ("oci_spec", &["oci"]),
     ("reqwest", &["registry"]),
     ("ring", &["pack"]),
     (
         "rustix",
         &[
-            "cache", "archive", "tree", "content", "fs", "fuse", "mount", "cli",
+            "cache", "archive", "tree", "content", "fs", "fuse", "mount", "image", "cli",
         ],
     ),
     ("rustls", &["registry"]),
@@ -66,12 +68,14 @@ const CRATES: &[(&str, &[&str])] = &[
     ("serde_json", ANY),
     ("sha2", &["oci", "layer", "content", "pack", "mount"]),
     ("signal_hook", &["cli", "mount"]),
-    ("tar", &["archive"]),
+    ("tar", &["archive", "image"]),
     ("tar_core", &["layer"]),
     ("thiserror", ANY),
     (
         "tokio",
-        &["blob", "registry", "archive", "cache", "content", "mount"],
+        &[
+            "blob", "registry", "archive", "cache", "content", "mount", "image",
+        ],
     ),
     ("toml", &["mount", "cli"]),
     ("tracing", ANY),

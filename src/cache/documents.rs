@@ -19,6 +19,9 @@ pub struct RememberedTag {
     pub media_type: String,
     /// Its digest.
     pub digest: Digest,
+    /// Names of the images whose sources have the bytes, when that is not the tag's own name: the
+    /// tag was given here, or the image was made or loaded here.
+    pub sources: Vec<String>,
 }
 
 /// The file: it repeats the key, because its name is only the key's hash.
@@ -27,6 +30,8 @@ struct StoredTag {
     key: String,
     media_type: String,
     digest: Digest,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    sources: Vec<String>,
 }
 
 impl Cache {
@@ -77,11 +82,28 @@ impl Cache {
         media_type: &str,
         digest: &Digest,
     ) -> Result<(), CacheError> {
+        let (media_type, digest) = (media_type.to_owned(), digest.clone());
+        let tag = RememberedTag {
+            media_type,
+            digest,
+            sources: Vec::new(),
+        };
+        self.remember(key, tag)
+    }
+
+    /// Like [`Cache::remember_tag`], for a tag whose bytes are elsewhere than its name says.
+    pub fn remember(&self, key: &str, tag: RememberedTag) -> Result<(), CacheError> {
         let (name, path) = (tag_name(key), self.root.tags.path_of(&tag_name(key)));
+        let RememberedTag {
+            media_type,
+            digest,
+            sources,
+        } = tag;
         let stored = StoredTag {
             key: key.to_owned(),
-            media_type: media_type.to_owned(),
-            digest: digest.clone(),
+            media_type,
+            digest,
+            sources,
         };
         let bytes = serde_json::to_vec(&stored).map_err(|e| CacheError::io("write", &path, e))?;
         staging::write_file(&self.root, &self.root.tags, &name, &bytes)
@@ -89,8 +111,8 @@ impl Cache {
 
     /// What `key` last stood for.
     pub fn tag(&self, key: &str) -> Option<RememberedTag> {
-        let (stored, tag) = self.read_tag(&tag_name(key))?;
-        (stored == key).then_some(tag)
+        let (found, tag) = self.read_tag(&tag_name(key))?;
+        (found == key).then_some(tag)
     }
 
     /// What the file `name` of a tag says; `None` when that makes no sense.
@@ -99,15 +121,37 @@ impl Cache {
         (tag_name(&key) == name).then_some(tag)
     }
 
+    /// All that is remembered, with its keys, in the order of these.
+    pub fn tags(&self) -> Result<Vec<(String, RememberedTag)>, CacheError> {
+        let names = self.root.tags.names()?;
+        let mut tags: Vec<_> = names.iter().filter_map(|n| self.read_tag(n)).collect();
+        tags.sort_by(|a, b| a.0.cmp(&b.0));
+        Ok(tags)
+    }
+
+    /// Forgets `key`; whether it was remembered.
+    pub fn forget_tag(&self, key: &str) -> Result<bool, CacheError> {
+        let known = self.tag(key).is_some();
+        if known {
+            self.root.tags.remove(&tag_name(key))?;
+        }
+        Ok(known)
+    }
+
+    /// Removes a document. Missing is fine.
+    pub fn remove_document(&self, digest: &Digest) -> Result<(), CacheError> {
+        self.root.documents.remove(&document_name(digest))
+    }
+
     fn read_tag(&self, name: &str) -> Option<(String, RememberedTag)> {
         let bytes = self.root.tags.read(name, TAG_BYTES_MAX).ok().flatten()?;
         let stored: StoredTag = serde_json::from_slice(&bytes).ok()?;
-        let StoredTag {
-            key,
-            media_type,
-            digest,
-        } = stored;
-        Some((key, RememberedTag { media_type, digest }))
+        let tag = RememberedTag {
+            media_type: stored.media_type,
+            digest: stored.digest,
+            sources: stored.sources,
+        };
+        Some((stored.key, tag))
     }
 }
 

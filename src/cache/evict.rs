@@ -144,7 +144,7 @@ fn candidates(
     let mut regions = Vec::new();
     let mut opened = Vec::with_capacity(stores.len());
     for (store, of) in stores.iter().enumerate() {
-        let pages = match of.pinned || of.lent {
+        let pages = match of.pinned || of.sole || of.lent {
             true => None,
             false => of.pages(root)?,
         };

@@ -17,6 +17,8 @@ use crate::oci::Digest;
 
 pub(super) const INDEX: &str = "index";
 pub(super) const PAGES: &str = "pages";
+/// An empty file: the bytes of the layer are nowhere else, so nobody may drop them.
+pub(super) const SOLE: &str = "sole";
 
 /// A mark beside the index: the file `data` itself was given to the kernel. It is never taken away.
 pub(super) const LENT: &str = "lent";
@@ -109,6 +111,20 @@ impl StoredLayer {
     pub fn pages(&self) -> Result<Pages, CacheError> {
         open_or_make(&self.root, &self.directory, PAGES, self.address_size)?
             .ok_or_else(|| CacheError::Gone(self.blob.clone()))
+    }
+
+    /// Says whether this is the only copy of the layer (of an image that was loaded or made here):
+    /// its data is then dropped with the layer, never alone.
+    pub fn set_sole(&self, sole: bool) -> Result<(), CacheError> {
+        match sole {
+            true => self.directory.ensure_file(SOLE).map(drop),
+            false => self.directory.remove(SOLE),
+        }
+    }
+
+    /// Whether this is the only copy.
+    pub fn is_sole(&self) -> Result<bool, CacheError> {
+        Ok(self.directory.stat(SOLE)?.is_some())
     }
 
     /// Where the layer lies, for messages.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::directory::Directory;
-use super::layers::{LENT, PAGES, StoredLayer};
+use super::layers::{LENT, PAGES, SOLE, StoredLayer};
 use super::pages::{DATA, Trio};
 use super::recency;
 use super::{CacheError, Pages, Root, lock};
@@ -29,6 +29,8 @@ pub(super) struct Store {
     pub(super) directory: Directory,
     /// An image that has it was pinned.
     pub(super) pinned: bool,
+    /// Its bytes are nowhere else.
+    pub(super) sole: bool,
     /// The kernel was given the file itself: it may be unlinked, and never punched or truncated.
     pub(super) lent: bool,
 }
@@ -81,6 +83,7 @@ pub(super) fn all(root: &Root) -> Result<Vec<Store>, CacheError> {
                 owner: Owner::Layer(blob.clone()),
                 directory,
                 pinned: pinned.contains(blob),
+                sole: layer.stat(SOLE)?.is_some(),
                 lent: layer.stat(LENT)?.is_some(),
             });
         }
@@ -97,6 +100,7 @@ pub(super) fn all(root: &Root) -> Result<Vec<Store>, CacheError> {
                     owner: Owner::Pack { pack, layer },
                     directory,
                     pinned: false,
+                    sole: false,
                     lent: false,
                 });
             }

@@ -170,10 +170,10 @@ fn pruning_data_keeps_indexes_and_running_readers() {
     let (blob, content) = (Digest::of(b"blob"), bytes(9000));
     let stored = store(&cache, &blob, &content, b"i");
     let running = stored.pages().unwrap();
-    let pruned = cache.prune_data().unwrap();
+    let pruned = cache.prune_data(false).unwrap();
     assert_eq!(pruned.layers, 1);
     assert!(pruned.bytes >= 9000);
-    assert_eq!(cache.prune_data().unwrap(), Pruned::default());
+    assert_eq!(cache.prune_data(false).unwrap(), Pruned::default());
     assert_eq!(read_all(&running).unwrap(), content);
     running.write(0, &content).unwrap();
 
@@ -193,7 +193,7 @@ fn stores_open_while_others_prune() {
     let (blob, content) = (Digest::of(b"blob"), bytes(9000));
     let stored = store(&cache, &blob, &content, b"i");
     thread::scope(|scope| {
-        scope.spawn(|| (0..100).for_each(|_| assert!(cache.prune_data().is_ok())));
+        scope.spawn(|| (0..100).for_each(|_| assert!(cache.prune_data(false).is_ok())));
         for _ in 0..3 {
             scope.spawn(|| {
                 for _ in 0..100 {
@@ -261,7 +261,8 @@ fn tags_are_remembered_by_their_whole_key() {
         tag,
         RememberedTag {
             media_type: "n".into(),
-            digest: two
+            digest: two,
+            sources: Vec::new(),
         }
     );
     assert_eq!(cache.tag("a/b:c linux/arm64"), None);
@@ -305,6 +306,45 @@ fn what_cannot_fit_is_refused_before_it_is_fetched() {
     assert!(refused.is_full(), "{refused}");
     assert_eq!(entries(&temp, "tmp"), 0);
     assert!(cache.free_bytes().unwrap() > 0);
+}
+
+#[test]
+fn the_only_copy_of_a_layer_keeps_its_data() {
+    let (_temp, cache) = open();
+    let (blob, data) = (Digest::of(b"blob"), bytes(9000));
+    let layer = store(&cache, &blob, &data, b"index");
+    layer.set_sole(true).unwrap();
+    let pruned = cache.prune_data(false).unwrap();
+    assert_eq!((pruned.layers, pruned.kept), (0, 1));
+    let pages = cache.layer(&blob).unwrap().unwrap().pages().unwrap();
+    assert!(pages.present_bytes() > 0);
+    drop(pages);
+    layer.set_sole(false).unwrap();
+    layer.set_sole(true).unwrap();
+    assert_eq!(cache.prune_data(true).unwrap().layers, 1);
+    assert!(layer.is_sole().unwrap());
+    layer.set_sole(false).unwrap();
+    assert_eq!(cache.prune_data(false).unwrap().kept, 0);
+}
+
+#[test]
+fn remembered_tags_are_listed_and_forgotten() {
+    let (_temp, cache) = open();
+    let digest = Digest::of(b"d");
+    cache.remember_tag("b", "m", &digest).unwrap();
+    let sources = vec!["c".to_owned()];
+    let tag = crate::cache::RememberedTag {
+        media_type: "m".into(),
+        digest,
+        sources,
+    };
+    cache.remember("a", tag.clone()).unwrap();
+    let listed = cache.tags().unwrap();
+    let keys: Vec<&str> = listed.iter().map(|(key, _)| key.as_str()).collect();
+    assert_eq!(keys, ["a", "b"]);
+    assert_eq!(listed[0].1, tag);
+    assert!(cache.forget_tag("a").unwrap() && !cache.forget_tag("a").unwrap());
+    assert_eq!((cache.tag("a"), cache.tags().unwrap().len()), (None, 1));
 }
 
 mod budget;

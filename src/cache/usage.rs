@@ -18,6 +18,8 @@ pub struct Pruned {
     pub bytes: u64,
     /// Layers that were left because they are pinned.
     pub pinned: u64,
+    /// Layers that kept their pages because these are nowhere else.
+    pub kept: u64,
 }
 
 /// What the cache holds.
@@ -62,22 +64,27 @@ pub struct Held {
 
 impl Cache {
     /// Drops all page stores that are not pinned and keeps the indexes: mounts stay possible, bytes
-    /// are fetched again. Running mounts keep the stores that they have open.
-    pub fn prune_data(&self) -> Result<Pruned, CacheError> {
-        self.prune_stores(|_| true)
+    /// are fetched again. Running mounts keep the stores that they have open. Layers whose only copy
+    /// is here keep theirs, unless `force`.
+    pub fn prune_data(&self, force: bool) -> Result<Pruned, CacheError> {
+        self.prune_stores(force, |_| true)
     }
 
     /// Drops the page stores of layers that nobody has used for as long as `age`, and that are
     /// neither pinned nor in use.
     pub fn prune_older(&self, age: Duration) -> Result<Pruned, CacheError> {
         let since = SystemTime::now().checked_sub(age);
-        self.prune_stores(|store| {
+        self.prune_stores(false, |store| {
             let old = since.zip(store.last_use()).is_none_or(|(s, used)| used < s);
             old && !store.in_use()
         })
     }
 
-    fn prune_stores(&self, wanted: impl Fn(&Store) -> bool) -> Result<Pruned, CacheError> {
+    fn prune_stores(
+        &self,
+        force: bool,
+        wanted: impl Fn(&Store) -> bool,
+    ) -> Result<Pruned, CacheError> {
         let mut pruned = Pruned::default();
         for store in stores::all(&self.root)? {
             if !wanted(&store) {
@@ -85,6 +92,10 @@ impl Cache {
             }
             if store.pinned {
                 pruned.pinned += 1;
+                continue;
+            }
+            if store.sole && !force {
+                pruned.kept += 1;
                 continue;
             }
             let bytes = store.disk_bytes()?;
@@ -116,7 +127,7 @@ impl Cache {
             .flat_map(|pin| &pin.documents)
             .map(super::documents::document_name)
             .collect();
-        let mut pruned = self.prune_stores(|_| true)?;
+        let mut pruned = self.prune_stores(true, |_| true)?;
         stores::each_layer(&self.root, |parent, layer, blob| {
             if layers.contains(blob) {
                 return Ok(());

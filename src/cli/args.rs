@@ -10,8 +10,11 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::cli::args::cache::CacheCommand;
+use crate::cli::args::image::ImageCommand;
 use crate::content::{Fill, Outage};
 use crate::mount::{Pull, TrustIndex};
+
+pub mod image;
 
 /// Mount a container image as a file system: lazily, verified, exactly as it was pushed.
 #[derive(Debug, Parser)]
@@ -114,6 +117,9 @@ pub enum Command {
         #[arg(long, display_order = 12)]
         json: bool,
     },
+    /// Images: what is known of them, what is in them, the store
+    #[command(flatten)]
+    Image(ImageCommand),
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -126,12 +132,20 @@ pub enum Command {
     Worker,
 }
 
-/// Which image, and how to reach it. The numbers keep the order of the help of `mount`, whose own
-/// options stand between these.
+/// Which image, and how to reach it.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct SourceArgs {
     /// The image
     pub image: String,
+    /// How to reach it
+    #[command(flatten)]
+    pub reach: ReachArgs,
+}
+
+/// How to reach an image. The numbers keep the order of the help of `mount`, whose own options stand
+/// between these.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ReachArgs {
     /// Platform of a multi-platform image [default: this machine's]
     #[arg(
         long,

@@ -12,11 +12,13 @@ pub(crate) fn run(command: CacheCommand, settings: Settings) -> Result<(), Failu
     let cache = cache.map_err(|e| Failure::of(&e))?;
     match command {
         CacheCommand::Du { json } => du(&cache, json, settings.cache_size),
-        CacheCommand::Prune { all, older, .. } => {
+        CacheCommand::Prune {
+            all, older, force, ..
+        } => {
             let pruned = match older {
                 Some(age) => cache.prune_older(age),
                 None if all => cache.prune_all(),
-                None => cache.prune_data(),
+                None => cache.prune_data(force),
             };
             pruned_line(&pruned.map_err(|e| Failure::of(&e))?);
             Ok(())
@@ -49,6 +51,12 @@ fn pruned_line(pruned: &Pruned) {
         text += &format!("; {} pinned layers stay", pruned.pinned);
     }
     output::line(&text);
+    if pruned.kept > 0 {
+        output::note(&format!(
+            "{} layer(s) of loaded images kept their data, which is nowhere else; --force drops it",
+            pruned.kept
+        ));
+    }
 }
 
 fn du(cache: &Cache, json: bool, budget: Option<u64>) -> Result<(), Failure> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::cli::args::{Global, LogFormat, MountArgs, SourceArgs, UmountArgs};
+use crate::cli::args::{Global, LogFormat, MountArgs, ReachArgs, SourceArgs, UmountArgs};
 use crate::cli::key;
 use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
@@ -89,6 +89,15 @@ pub(super) fn source_request(
     args: &SourceArgs,
     settings: Settings,
 ) -> Result<MountRequest, Failure> {
+    reach_request(&args.image, &args.reach, settings)
+}
+
+/// The same for an image that is named otherwise.
+pub(super) fn reach_request(
+    image: &str,
+    args: &ReachArgs,
+    settings: Settings,
+) -> Result<MountRequest, Failure> {
     let here = std::env::current_dir().unwrap_or_default();
     let mut trusted_keys = Vec::new();
     for name in &args.trusted_key {
@@ -111,7 +120,7 @@ pub(super) fn source_request(
     }
     let trust = args.trust_index.map(TrustIndex::from);
     Ok(MountRequest {
-        image: absolute_image(&args.image)?,
+        image: absolute_image(image)?,
         mountpoint: PathBuf::new(),
         upper: None,
         pinned: None,

@@ -71,6 +71,17 @@ pub(crate) fn line(text: &str) {
     let _closed = writeln!(io::stdout(), "{text}");
 }
 
+/// Writes bytes to standard output as they are; a closed pipe is the reader's wish.
+pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(format!("standard output: {e}")))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Prints a value as indented JSON.
 pub(crate) fn json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Failure::of(&e))?;

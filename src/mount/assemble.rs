@@ -163,7 +163,12 @@ impl Contact<'_> {
     }
 
     async fn meet(&self, local: Option<Known>) -> Result<(Known, Source), Error> {
-        let source = self.access.open()?;
+        // A name that was given here is not known where it points to.
+        let elsewhere = local.as_ref().and_then(|known| known.image.sources.first());
+        let source = match elsewhere {
+            Some(name) => self.access.of(name).open()?,
+            None => self.access.open()?,
+        };
         let mut known = self.resolve(&source, local).await?;
         if !known.is_enough() {
             self.stream(&source, &mut known).await?;
@@ -336,7 +341,7 @@ fn wire(
         opened,
     } = known;
     let (runtime, source) = opened.map_or((None, None), |(r, s)| (Some(r), Some(s)));
-    let late = LateSource::new(access, source, request.offline);
+    let late = LateSource::new(access, &image.sources, source, request.offline);
     let own: Vec<bool> = layers.iter().map(Option::is_some).collect();
     let mut sources = Vec::with_capacity(layers.len());
     for (at, stored) in layers.into_iter().enumerate() {

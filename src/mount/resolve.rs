@@ -18,6 +18,8 @@ pub(crate) struct Image {
     pub(crate) platform: Platform,
     pub(crate) manifest: ImageManifest,
     pub(crate) config: ImageConfig,
+    /// Whose sources have the bytes; the name's own when empty.
+    pub(crate) sources: Vec<ImageName>,
 }
 
 /// What a name stands for, as far as the first answer says.
@@ -96,14 +98,34 @@ impl<'a> Resolver<'a> {
         self.known()
     }
 
+    /// What the name stands for, if that is in the cache and need not be asked for again.
+    pub(crate) fn cached_top(&self) -> Option<Digest> {
+        let ImageName::Registry(reference) = &self.access.name else {
+            return None;
+        };
+        let remembered = || Some(self.cache.tag(&self.access.name.to_string())?.digest);
+        let digest = reference.digest().cloned().or_else(remembered);
+        let digest = digest.filter(|_| self.cache_suffices())?;
+        self.cache.document(&digest).map(|_| digest)
+    }
+
+    /// What the name stands for at the source now; the document is kept.
+    pub(crate) async fn ask_top(&self, source: &Source) -> Result<Digest, Error> {
+        let top = source.top(&self.access.name).await?;
+        self.keep(&top)?;
+        Ok(top.digest)
+    }
+
     /// The image as the cache knows it, however old.
     pub(crate) fn known(&self) -> Result<Option<Image>, Error> {
         let ImageName::Registry(reference) = &self.access.name else {
             return Ok(None);
         };
+        let tag = self.cache.tag(&self.access.name.to_string());
+        let sources = tag.as_ref().map(|tag| tag.sources.clone());
         let (top, media_type) = match self.request.pinned.as_ref().or(reference.digest()) {
             Some(digest) => (digest.clone(), None),
-            None => match self.cache.tag(&self.access.name.to_string()) {
+            None => match tag {
                 Some(tag) => (tag.digest, Some(tag.media_type)),
                 None => return Ok(None),
             },
@@ -129,7 +151,13 @@ impl<'a> Resolver<'a> {
         let Some(config) = self.cache.document(&manifest.config.digest) else {
             return Ok(None);
         };
-        self.image(digest, manifest, &config).map(Some)
+        let image = self.image(digest, manifest, &config)?;
+        let sources = sources.unwrap_or_default();
+        let sources = sources.iter().filter_map(|name| name.parse().ok());
+        Ok(Some(Image {
+            sources: sources.collect(),
+            ..image
+        }))
     }
 
     /// What the source says now that the name stands for.
@@ -236,6 +264,7 @@ impl<'a> Resolver<'a> {
             platform: config.platform.clone(),
             manifest,
             config,
+            sources: Vec::new(),
         })
     }
 

@@ -38,6 +38,14 @@ pub(crate) enum Source {
 }
 
 impl Access {
+    /// The same way to another image.
+    pub(crate) fn of(&self, name: &ImageName) -> Access {
+        Access {
+            name: name.clone(),
+            ..self.clone()
+        }
+    }
+
     /// Opens the source. For a registry nothing is sent yet.
     pub(crate) fn open(&self) -> Result<Source, blob::Error> {
         let archive = match &self.name {
@@ -169,33 +177,40 @@ async fn fetch_manifest(registry: &Registry, wanted: &str) -> Result<Document, b
     })
 }
 
-/// A source that is opened by the first byte that is needed from it: a mount whose bytes are local
+/// Sources that are opened by the first byte that is needed from them: a mount whose bytes are local
 /// has no TLS and reads no certificates.
 #[derive(Debug)]
 pub(crate) struct LateSource {
-    access: Access,
-    opened: OnceCell<Source>,
+    places: Vec<Place>,
     offline: bool,
 }
 
-impl LateSource {
-    /// `opened` is the source, when somebody has opened it already.
-    pub(crate) fn new(access: Access, opened: Option<Source>, offline: bool) -> Arc<LateSource> {
-        Arc::new(LateSource {
-            access,
-            opened: OnceCell::new_with(opened),
-            offline,
-        })
-    }
+/// One source.
+#[derive(Debug)]
+struct Place {
+    access: Access,
+    opened: OnceCell<Source>,
+}
 
-    async fn open(&self) -> Result<&Source, blob::Error> {
-        if self.offline {
-            let message = "the bytes are not in the cache and --offline was given";
-            return Err(blob::Error::new(blob::ErrorKind::Unsupported, message));
+impl LateSource {
+    /// `opened` is the source of `access`, when somebody has opened it already; `sources` names the
+    /// images that have the bytes instead of it, if there are any.
+    pub(crate) fn new(
+        access: Access,
+        sources: &[ImageName],
+        opened: Option<Source>,
+        offline: bool,
+    ) -> Arc<LateSource> {
+        let elsewhere = |name: &ImageName| Place {
+            access: access.of(name),
+            opened: OnceCell::new(),
+        };
+        let mut places: Vec<Place> = sources.iter().map(elsewhere).collect();
+        if places.is_empty() {
+            let opened = OnceCell::new_with(opened);
+            places.push(Place { access, opened });
         }
-        self.opened
-            .get_or_try_init(async || self.access.open())
-            .await
+        Arc::new(LateSource { places, offline })
     }
 
     /// A layer of this source.
@@ -205,6 +220,43 @@ impl LateSource {
             descriptor: of,
             opened: OnceCell::new(),
         })
+    }
+
+    async fn find(&self, of: &Descriptor, range: ByteRange) -> Result<Opened, blob::Error> {
+        let mut refused = None;
+        for place in &self.places {
+            match place.open(of, range, self.offline).await {
+                Ok(opened) => return Ok(opened),
+                // Another place may have it, but one that is away for a while may come back.
+                Err(e) if e.is_transient() => return Err(e),
+                Err(e) => refused = refused.or(Some(e)),
+            }
+        }
+        Err(refused.unwrap_or_else(|| {
+            let what = format!("no source of layer {} is known", of.digest);
+            blob::Error::new(blob::ErrorKind::NotFound, what)
+        }))
+    }
+}
+
+/// A blob, and the range of it that was asked for.
+type Opened = (Arc<dyn Blob>, ByteStream);
+
+impl Place {
+    async fn open(
+        &self,
+        of: &Descriptor,
+        range: ByteRange,
+        offline: bool,
+    ) -> Result<Opened, blob::Error> {
+        if offline && matches!(self.access.name, ImageName::Registry(_)) {
+            let message = "the bytes are not in the cache and --offline was given";
+            return Err(blob::Error::new(blob::ErrorKind::Unsupported, message));
+        }
+        let open = async || self.access.open();
+        let blob = self.opened.get_or_try_init(open).await?.blob(of)?;
+        let stream = blob.open(range).await?;
+        Ok((blob, stream))
     }
 }
 
@@ -227,11 +279,13 @@ impl Blob for LateBlob {
 
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
         Box::pin(async move {
-            let blob = self
-                .opened
-                .get_or_try_init(async || self.source.open().await?.blob(&self.descriptor))
-                .await?;
-            blob.open(range).await
+            if let Some(blob) = self.opened.get() {
+                return blob.open(range).await;
+            }
+            let (blob, stream) = self.source.find(&self.descriptor, range).await?;
+            // Who was first stays: both are of the same place.
+            let _other = self.opened.set(blob);
+            Ok(stream)
         })
     }
 }

@@ -19,13 +19,22 @@ use crate::tree::node::{Ino, Node, NodeKind};
 
 /// Writes the whole tree. `numbers` adds inode numbers.
 pub fn dump(tree: &Tree, numbers: bool, out: &mut dyn io::Write) -> io::Result<()> {
+    dump_below(tree, Ino::ROOT, numbers, out)
+}
+
+/// The same for `top` and what is below it. A further name refers to the first one below `top`.
+pub fn dump_below(tree: &Tree, top: Ino, numbers: bool, out: &mut dyn io::Write) -> io::Result<()> {
     let mut first_names: HashMap<Ino, String> = HashMap::new();
     let mut path = String::new();
-    if let Some(root) = tree.node(Ino::ROOT) {
-        out.write_all(line(tree, (Ino::ROOT, root), "/", None, numbers).as_bytes())?;
+    escape(&tree.path(top).unwrap_or_default(), &mut path);
+    if let Some(node) = tree.node(top) {
+        out.write_all(line(tree, (top, node), &path, None, numbers).as_bytes())?;
+    }
+    if path == "/" {
+        path.clear();
     }
     // Directory, next child, and the length of `path` up to the directory.
-    let mut open = vec![(Ino::ROOT, 0, 0)];
+    let mut open = vec![(top, 0, path.len())];
     while let Some((dir, next, len)) = open.last_mut() {
         path.truncate(*len);
         let Some((name, ino)) = tree.children_from(*dir, *next).next() else {

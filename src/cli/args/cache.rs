@@ -20,12 +20,15 @@ pub enum CacheCommand {
         /// Remove layer data and keep the indexes: the next start is lazy (the default)
         #[arg(long, conflicts_with_all = ["all", "older"])]
         data: bool,
-        /// Remove everything
+        /// Remove everything, loaded images too
         #[arg(long, conflicts_with = "older")]
         all: bool,
         /// Remove data of layers that no mount has open and nobody has read for so long (2days, 12h)
         #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
         older: Option<Duration>,
+        /// With --data: also the data of images that were loaded, whose only copy it is
+        #[arg(long, conflicts_with_all = ["all", "older"])]
+        force: bool,
     },
     /// Keep an image that was mounted here: it is neither evicted nor pruned
     Pin {

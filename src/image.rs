@@ -1,0 +1,23 @@
+//! Images as docker users know them: what they are, what is in them, and the store of those that
+//! are known here. Nothing here mounts.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | [`inspect`] | metadata, from manifests and configuration alone |
+//! | [`template`] | `--format`: JSON through a template |
+//! | [`path`] | `IMAGE[:/path]` |
+//! | [`view`] | an image's tree and bytes, without a mount |
+//! | [`list`], [`compare`] | what `ls` and `diff` show |
+//! | [`copy`], [`export`] | files and directories out of an image: to the disk, as a tar |
+
+pub mod compare;
+pub mod copy;
+mod error;
+pub mod export;
+pub mod inspect;
+pub mod list;
+pub mod path;
+pub mod template;
+pub mod view;
+
+pub use error::Error;

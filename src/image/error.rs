@@ -1,0 +1,74 @@
+//! Why something could not be done with an image.
+
+use crate::oci::Digest;
+
+/// Why something could not be done with an image; each is one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The image could not be had.
+    #[error(transparent)]
+    Mount(#[from] crate::mount::Error),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] crate::cache::CacheError),
+    /// The source of the image failed.
+    #[error(transparent)]
+    Blob(#[from] crate::blob::Error),
+    /// The bytes of a layer could not be had.
+    #[error(transparent)]
+    Content(#[from] crate::content::Error),
+    /// The bytes of a file could not be had.
+    #[error("{0}")]
+    Fetch(#[source] std::sync::Arc<crate::content::Error>),
+    /// What was asked of a path is not possible.
+    #[error("{image}:{path}: {what}")]
+    Path {
+        /// As typed.
+        image: String,
+        /// Inside the image.
+        path: String,
+        /// What is wrong.
+        what: &'static str,
+    },
+    /// A file on this machine.
+    #[error("{}: {what}", .path.display())]
+    File {
+        /// Which.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Where the bytes should go.
+    #[error("cannot write: {0}")]
+    Output(#[source] std::io::Error),
+    /// A manifest or configuration that was there a moment ago.
+    #[error("{0} was removed from the cache meanwhile; try again")]
+    Gone(Digest),
+    /// A configuration is not usable.
+    #[error("{image}: {source}")]
+    Config {
+        /// As typed.
+        image: String,
+        /// What is wrong.
+        source: crate::oci::config::ConfigError,
+    },
+    /// `--format` makes no sense.
+    #[error("--format: {0}")]
+    Template(String),
+}
+
+impl Error {
+    /// What the kernel said about a file on this machine.
+    pub(super) fn file(path: &std::path::Path, error: impl Into<std::io::Error>) -> Error {
+        let error = error.into().to_string();
+        let what = error
+            .split(" (os error")
+            .next()
+            .unwrap_or(&error)
+            .to_owned();
+        Error::File {
+            path: path.to_owned(),
+            what,
+        }
+    }
+}
