@@ -24,7 +24,7 @@ mod stalls;
 mod stats;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
@@ -82,6 +82,8 @@ pub struct Options {
     pub outage: Outage,
     /// When the rest is fetched.
     pub fill: Fill,
+    /// Whether what earlier starts touched is fetched before anybody asks.
+    pub prefetch: bool,
 }
 
 /// Brings the whole index of a layer whose index lacks the windows of its checkpoints.
@@ -165,6 +167,8 @@ pub struct Content {
     /// What earlier starts touched, until it is prefetched.
     profile: Mutex<Option<Profile>>,
     recorder: Recorder,
+    /// Whether no start before this one was recorded, and this one goes on.
+    learning: AtomicBool,
     on_notice: OnceLock<OnNotice>,
     runtime: OnceLock<Result<Runtime, String>>,
 }
@@ -206,22 +210,44 @@ impl Content {
             hot: Hot::default(),
             poisoned: AtomicBool::new(false),
             demand: Demand::default(),
-            profile: Mutex::new(Some(profile)),
+            learning: AtomicBool::new(profile.touches.is_empty()),
+            profile: Mutex::new(Some(if options.prefetch {
+                profile
+            } else {
+                Profile::default()
+            })),
             recorder,
             on_notice: OnceLock::new(),
             runtime: runtime.map_or_else(OnceLock::new, |r| OnceLock::from(Ok(r))),
         })
     }
 
-    /// Starts what was asked to start at once: [`Fill::Now`], and the proof of packs.
+    /// Starts what does not wait for a reader: [`Fill::Now`], the proof of packs, and the prefetch of
+    /// what earlier starts touched.
     pub fn start(self: &Arc<Self>, on_notice: OnNotice) {
         let _set_once = self.on_notice.set(on_notice);
         let unproven = self.layers.iter().any(|l| l.source.prove.is_some());
-        if (self.options.fill == Fill::Now && !self.is_complete() || unproven)
+        if (self.options.fill == Fill::Now && !self.is_complete() || unproven || self.is_expected())
             && let Err(error) = self.begin()
         {
             tracing::warn!(%error, "not filling");
         }
+    }
+
+    /// Whether this is the first start of the image here, which goes on: what it touches is worth
+    /// more than that it touches it fast.
+    pub fn is_learning(&self) -> bool {
+        self.learning.load(Ordering::Relaxed)
+    }
+
+    /// The first start is over.
+    pub fn learned(&self) {
+        self.learning.store(false, Ordering::Relaxed);
+    }
+
+    /// How many ranges this mount's readers have touched so far.
+    pub fn touched(&self) -> usize {
+        self.recorder.len()
     }
 
     /// What this mount's readers touched so far, with what earlier starts did.
@@ -229,10 +255,30 @@ impl Content {
         self.recorder.profile().merged(earlier)
     }
 
+    /// Whether something that earlier starts touched is absent.
+    fn is_expected(&self) -> bool {
+        let profile = self.profile.lock().unwrap_or_else(PoisonError::into_inner);
+        let absent = |touch: &profile::Touch| {
+            let of = self.layer(touch.layer);
+            of.is_ok_and(|l| {
+                let range = touch.range(l.source.index.address_size);
+                !l.source.pages.is_present(range)
+            })
+        };
+        profile
+            .as_ref()
+            .is_some_and(|p| p.touches.iter().any(absent))
+    }
+
     fn notify(&self, notice: Notice) {
         if let Some(on_notice) = self.on_notice.get() {
             on_notice(notice);
         }
+    }
+
+    /// Whether a pack was found to lie.
+    pub fn is_poisoned(&self) -> bool {
+        self.poisoned.load(Ordering::SeqCst)
     }
 
     /// Nothing is given out from now on.

@@ -4,6 +4,7 @@
 //! A layer is an *address space*: its bytes are the uncompressed tar, address 0 to size. Every
 //! format becomes [`Span`]s of it; above this room nobody asks which format it was.
 
+pub mod blocks;
 pub mod codec;
 pub mod decode;
 pub mod entry;
@@ -13,6 +14,7 @@ pub mod index;
 mod inflate;
 pub mod ingest;
 pub mod limit;
+pub mod narrow;
 mod outlet;
 pub mod path;
 pub mod tar;
@@ -23,6 +25,7 @@ pub mod zstd;
 #[cfg(test)]
 mod tests;
 
+pub use blocks::Block;
 pub use decode::SpanDecoder;
 pub use entry::{Entry, EntryKind, Extent, Timestamp, Whiteout, Xattr};
 pub use error::{LayerError, LayerErrorKind};

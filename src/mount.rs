@@ -15,6 +15,7 @@ pub mod launch;
 mod learn;
 mod lookup;
 pub mod mountpoint;
+mod narrow;
 mod overlay;
 mod pack;
 pub mod pin;

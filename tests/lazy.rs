@@ -13,10 +13,13 @@
 mod support;
 
 use std::fs::File;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use flate2::write::GzEncoder;
+use rsmount::oci::Digest;
 use support::layout::{self, DIR, FILE, Layer, Pack};
 use support::place::{Mounted, Place, can_mount};
 use support::registry::Registry;
@@ -199,4 +202,96 @@ fn damaged_cache_files_never_give_wrong_bytes() {
         place.stats()["fetched_bytes"].as_u64().unwrap() > 0,
         "damage was fetched again"
     );
+}
+
+/// Files of which a start reads a little, in a layer that is otherwise cold.
+fn sparse_start(pack: Pack) -> (Place, Registry) {
+    let place = Place::new();
+    let mut layer = Layer::new().dir("d", DIR);
+    for n in 0..12 {
+        layer = layer.file(&format!("d/{n}"), FILE, &text(n));
+    }
+    let tar = layer.tar();
+    layout::write_spoilt(
+        &place.path("image"),
+        std::slice::from_ref(&tar),
+        pack,
+        &|parts| {
+            if pack == Pack::Gzip {
+                // As everybody compresses; the fastest level makes one block of everything.
+                let mut gz = GzEncoder::new(Vec::new(), flate2::Compression::default());
+                gz.write_all(&tar).unwrap();
+                parts.blobs = vec![gz.finish().unwrap()];
+                parts.layer_digests = vec![Digest::of(&parts.blobs[0]).to_string()];
+                parts.layer_sizes = vec![parts.blobs[0].len() as u64];
+            }
+        },
+    );
+    let registry = Registry::serve(place.path("image"));
+    (place, registry)
+}
+
+/// A megabyte of words that compress, different for each `seed`.
+fn text(seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let word = |_| format!("{} ", random.u32(..4000));
+    (0..300_000).map(word).collect::<String>().into_bytes()[..1 << 20].to_vec()
+}
+
+fn read_some(mounted: &Mounted<'_>) {
+    for n in [2, 5, 7, 11] {
+        let file = File::open(mounted.path(&format!("d/{n}"))).unwrap();
+        let mut buffer = [0; 8192];
+        file.read_exact_at(&mut buffer, 400_000 / 4096 * 4096)
+            .unwrap();
+        assert!(text(n)[400_000 / 4096 * 4096..][..8192] == buffer);
+    }
+}
+
+/// Ends a mount, and waits until its worker has kept what it learned.
+fn end(place: &Place, mounted: Mounted<'_>) {
+    let shown = place.ok(&["ps", "--json"]);
+    let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+    let worker = format!("/proc/{}", shown[0]["pid"]);
+    drop(mounted);
+    while std::path::Path::new(&worker).exists() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn what_one_start_touched_comes_to_the_next_before_it_asks_and_little_else() {
+    if !can_mount() {
+        return;
+    }
+    for pack in [Pack::Gzip, Pack::Plain] {
+        let (place, registry) = sparse_start(pack);
+        // What streams past teaches where blocks begin; the start, what of it is hot.
+        let mounted = mount(&place, &registry, &[]);
+        read_some(&mounted);
+        end(&place, mounted);
+        place.ok(&["cache", "prune", "--data"]);
+
+        let before = registry.control.blob_bytes.load(SeqCst);
+        let mounted = mount(&place, &registry, &["--fill", "never"]);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        let mut last = 0;
+        // Nobody has asked for anything: it comes by itself, and ends.
+        while last == 0 || registry.control.blob_bytes.load(SeqCst) - before > last {
+            assert!(Instant::now() < deadline, "nothing comes by itself");
+            last = registry.control.blob_bytes.load(SeqCst) - before;
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        read_some(&mounted);
+        let stats = place.stats();
+        assert_eq!(stats["stalled_reads"], 0, "{pack:?}: {stats}");
+        // 4 x 8 KiB, read ahead to 16 KiB, between blocks of up to 64 KiB; not 4 x 1 MiB.
+        let most = 4 * if pack == Pack::Plain {
+            32 << 10
+        } else {
+            100 << 10
+        };
+        let fetched = registry.control.blob_bytes.load(SeqCst) - before;
+        assert!(fetched <= most, "{pack:?}: {fetched} bytes, not {most}");
+    }
 }

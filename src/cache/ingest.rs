@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::bitmap;
 use super::directory::Directory;
-use super::layers::{Frame, INDEX, INDEX_BYTES_MAX, PAGES, StoredLayer};
+use super::layers::{BLOCKS, Frame, INDEX, INDEX_BYTES_MAX, PAGES, StoredLayer};
 use super::lock::Lock;
 use super::pages::{ADDRESS_BYTES_MAX, PAGE_BYTES, Trio};
 use super::staging::{self, Staging};
@@ -114,6 +114,11 @@ impl NewLayer {
             rest = later;
         }
         Ok(())
+    }
+
+    /// Keeps beside the index what later helps to cut it anew.
+    pub fn put_blocks(&self, blocks: &[u8]) -> Result<(), CacheError> {
+        staging::write_synced(&self.directory, BLOCKS, blocks).map(drop)
     }
 
     /// Makes the layer visible, whole, with its index. The caller has verified all bytes.

@@ -4,6 +4,10 @@
 //! `index` is framed, because the cache has to know the length of the address space without
 //! knowing the index's format: the magic, the address size (u64), the length of what follows the
 //! frame (u64), and CRC32C (u32) of both numbers and the index; all little endian.
+//!
+//! Beside it may lie `blocks`, from which the index can be cut anew, and `narrow`, the index as it
+//! was cut anew, behind a key that says for what. Both are hints: damaged, they are as good as not
+//! there (what is in them carries its own checksum).
 
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -11,7 +15,7 @@ use std::sync::Arc;
 
 use super::directory::Directory;
 use super::pages::{ADDRESS_BYTES_MAX, Trio};
-use super::staging::Staging;
+use super::staging::{self, Staging};
 use super::{CacheError, Pages, Root};
 use crate::oci::Digest;
 
@@ -19,6 +23,11 @@ pub(super) const INDEX: &str = "index";
 pub(super) const PAGES: &str = "pages";
 /// An empty file: the bytes of the layer are nowhere else, so nobody may drop them.
 pub(super) const SOLE: &str = "sole";
+pub(super) const BLOCKS: &str = "blocks";
+const NARROW: &str = "narrow";
+
+/// Bytes of the key before an index that was cut anew.
+const KEY_BYTES: usize = 32;
 
 /// A mark beside the index: the file `data` itself was given to the kernel. It is never taken away.
 pub(super) const LENT: &str = "lent";
@@ -97,6 +106,25 @@ impl StoredLayer {
         }
         stored.drain(..FRAME_BYTES);
         Ok(stored)
+    }
+
+    /// What was kept to cut the index anew.
+    pub fn blocks(&self) -> Option<Vec<u8>> {
+        self.directory.read(BLOCKS, INDEX_BYTES_MAX).ok().flatten()
+    }
+
+    /// The index as it was last cut anew, and for what.
+    pub fn narrow(&self) -> Option<([u8; KEY_BYTES], Vec<u8>)> {
+        let stored = self.directory.read(NARROW, KEY_BYTES + INDEX_BYTES_MAX);
+        let stored = stored.ok().flatten()?;
+        let (key, index) = stored.split_first_chunk::<KEY_BYTES>()?;
+        Some((*key, index.to_vec()))
+    }
+
+    /// Keeps an index that was cut anew; whoever has read the one before keeps that.
+    pub fn put_narrow(&self, key: &[u8; KEY_BYTES], index: &[u8]) -> Result<(), CacheError> {
+        let bytes = [&key[..], index].concat();
+        staging::write_file(&self.root, &self.directory, NARROW, &bytes)
     }
 
     /// Removes the layer, because its index is of no use (damaged, or of another version). Who has

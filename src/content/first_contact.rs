@@ -13,7 +13,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use crate::blob::{Blob, ByteRange};
 use crate::cache::{Begin, Cache, NewLayer, StoredLayer};
 use crate::content::error::Error;
-use crate::layer::{AddressSink, Ingest, IngestOptions, codec};
+use crate::layer::{AddressSink, Ingest, IngestOptions, blocks, codec};
 use crate::monitor::{Event, Monitor};
 use crate::oci::{Descriptor, Digest};
 
@@ -160,7 +160,10 @@ fn index(
             None => return Err(Error::Abandoned),
         }
     }
-    let (index, Sink(new)) = ingest.finish()?;
+    let (index, starts, Sink(new)) = ingest.finish_with_blocks()?;
+    if !starts.is_empty() {
+        new.put_blocks(&blocks::encode(&starts))?;
+    }
     new.commit(&codec::encode(&index))?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Prefetch: what earlier starts touched is fetched in that order, before it is asked for.
 //!
-//! It begins with the first byte that a reader has to wait for. Not at the mount: a mount that is
-//! only listed would fetch, and a program's first read comes within milliseconds of its start.
+//! It begins with the mount, before anybody asks: an image has a profile only where it was started
+//! before, and the first read of a program comes within milliseconds of its start.
 //!
 //! A job is a stretch of one layer. It begins with the next span in order of first use and goes on
 //! as long as the following spans are wanted as well, or what lies between is cheaper to fetch than

@@ -90,6 +90,12 @@ impl Recorder {
         });
     }
 
+    /// How many ranges were touched so far.
+    pub(super) fn len(&self) -> usize {
+        let touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);
+        touches.len()
+    }
+
     /// What was touched so far.
     pub(super) fn profile(&self) -> Profile {
         let touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);

@@ -76,7 +76,8 @@ impl Filesystem for Adapter {
         }
         let _at_least_one = config.set_max_background(BACKGROUND_MAX);
         let _at_least_one = config.set_congestion_threshold(BACKGROUND_MAX / 4 * 3);
-        let local = self.fs.content().is_complete();
+        let content = self.fs.content();
+        let local = content.is_complete() && !content.is_learning();
         let readahead = if local {
             READAHEAD_LOCAL_BYTES
         } else {

@@ -2,6 +2,7 @@
 //! begin, handed on when full.
 
 use crate::blob::ByteRange;
+use crate::layer::blocks::{Block, DISTANCE_MIN};
 use crate::layer::error::LayerErrorKind;
 use crate::layer::index::{Span, SpanStart};
 
@@ -61,6 +62,8 @@ pub(crate) struct Outlet<D> {
     /// Where the newest span begins that decoding can begin with.
     entry: u64,
     pub(crate) heads: Vec<Head>,
+    /// Where deflate blocks begin.
+    pub(crate) blocks: Vec<Block>,
     pub(crate) down: D,
 }
 
@@ -77,6 +80,7 @@ impl<D: Downstream> Outlet<D> {
             address_max,
             entry: 0,
             heads: vec![first],
+            blocks: Vec::new(),
             down,
         }
     }
@@ -114,6 +118,23 @@ impl<D: Downstream> Outlet<D> {
     /// Bytes since the newest place where decoding can begin.
     pub(crate) fn entry_len(&self) -> u64 {
         self.address - self.entry
+    }
+
+    /// A deflate block begins here, after `consumed` bytes, the last of which it shares if `bits` is
+    /// not 0.
+    pub(crate) fn block(&mut self, consumed: u64, bits: u8) {
+        if self.block_len() >= DISTANCE_MIN {
+            self.blocks.push(Block {
+                address: self.address,
+                consumed,
+                bits,
+            });
+        }
+    }
+
+    /// Bytes since the newest block that was noted.
+    pub(crate) fn block_len(&self) -> u64 {
+        self.address - self.blocks.last().map_or(0, |block| block.address)
     }
 
     /// Begins a span here. One that begins here already, as a continuation, is made such a one.

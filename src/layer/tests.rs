@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use proptest::prelude::*;
 
 use super::*;
+use crate::blob::ByteRange;
 use crate::layer::gzip::GzipError;
 use crate::oci::{Compression, Digest};
 
@@ -454,5 +455,72 @@ proptest! {
         let starts: [&[u8]; 4] = [b"", &gz[..10], &[0x28, 0xb5, 0x2f, 0xfd], &gz[..gz.len() / 2]];
         let blob = [starts[head], &noise].concat();
         let _ = ingest(options(&blob), &blob);
+    }
+}
+
+/// Compressed bytes of the spans that hold `hot`, each from where decoding can begin.
+fn fetched(index: &LayerIndex, hot: &[ByteRange]) -> u64 {
+    let mut spans = std::collections::BTreeSet::new();
+    for range in hot {
+        for span in index.spans_of(*range) {
+            spans.extend(index.decode_start(span)..=span);
+        }
+    }
+    spans
+        .iter()
+        .map(|span| index.spans[*span].compressed.len())
+        .sum()
+}
+
+/// Every span, from where decoding can begin.
+fn check_each(index: &LayerIndex, tar: &[u8], blob: &[u8]) {
+    for at in 0..index.spans.len() {
+        let range = index.spans[at].address;
+        let all = spans(index, index.decode_start(at)..at + 1, blob, 1 << 20).unwrap();
+        let (last, bytes) = all.last().unwrap();
+        let expected = &tar[range.start() as usize..range.end() as usize];
+        assert!(*last == at && bytes == expected, "span {at}");
+    }
+    let all = spans(index, 0..index.spans.len(), blob, 10_007).unwrap();
+    assert!(all.iter().flat_map(|(_, bytes)| bytes).eq(tar));
+}
+
+#[test]
+fn an_index_cut_anew_decodes_the_same_and_is_narrow_where_it_is_hot() {
+    let tar = tar_of(12, 300_000);
+    let blobs = [
+        gzip(&tar),
+        pieces(&tar, 700_000, gzip),
+        [gzip(&tar), vec![0; 512]].concat(),
+        tar.clone(),
+    ];
+    let mut random = fastrand::Rng::with_seed(5);
+    for blob in blobs {
+        let wide = IngestOptions::new(Digest::of(&blob), blob.len() as u64);
+        let mut pass = Ingest::new(wide, Kept::default()).unwrap();
+        blob.chunks(10_000).for_each(|c| pass.push(c).unwrap());
+        let (base, starts, kept) = pass.finish_with_blocks().unwrap();
+        let starts = blocks::decode(&blocks::encode(&starts)).unwrap();
+        assert_eq!(starts.is_empty(), base.compression == Compression::None);
+        let mut read = |r: ByteRange| Some(kept.0[r.start() as usize..r.end() as usize].to_vec());
+        for runs in [0, 1, 6] {
+            let run = |_| {
+                let at = random.u64(..tar.len() as u64 - 9000) / 4096 * 4096;
+                ByteRange::new(at, at + random.u64(1..9000))
+            };
+            let hot: Vec<ByteRange> = (0..runs).map(run).collect();
+            let index = narrow::narrow(&base, &starts, &hot, &mut read).unwrap();
+            assert_eq!(codec::decode(&codec::encode(&index)).as_ref(), Ok(&index));
+            check_each(&index, &tar, &blob);
+            if runs > 1 {
+                let (before, now) = (fetched(&base, &hot), fetched(&index, &hot));
+                assert!(now * 4 < before * 3, "{now} of {before} for {runs} runs");
+            }
+            // What was cut anew can be cut anew.
+            let again = narrow::narrow(&index, &starts, &hot, &mut read).unwrap();
+            check_each(&again, &tar, &blob);
+        }
+        let hot = [ByteRange::new(1_850_001, 1_855_000)];
+        assert!(narrow::narrow(&base, &starts, &hot, &mut |_| None).is_none());
     }
 }

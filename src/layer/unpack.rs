@@ -1,6 +1,7 @@
 //! The decompressing half of first contact: compressed bytes in, address bytes and the places
 //! where spans can begin out.
 
+use crate::layer::blocks::DISTANCE_MIN;
 use crate::layer::error::LayerErrorKind;
 use crate::layer::gzip::{At, GzipError, GzipStream};
 use crate::layer::index::{Geometry, SpanStart};
@@ -137,6 +138,8 @@ pub(crate) struct Gzip {
     packer: Packer,
     entry_bytes: u64,
     span_bytes: u64,
+    /// Whether blocks are noted: not when nothing is cut at all.
+    blocks: bool,
     consumed: u64,
     last_byte: u8,
     /// The window of the newest checkpoint, until it can be reduced.
@@ -151,6 +154,7 @@ impl Gzip {
             packer,
             entry_bytes,
             span_bytes,
+            blocks: entry_bytes < u64::MAX,
             consumed: 0,
             last_byte: 0,
             probe: None,
@@ -166,8 +170,9 @@ impl Gzip {
             if out.span_len() >= self.span_bytes {
                 out.cut(self.consumed, SpanStart::Continue);
             }
-            // Boundaries are looked for only when one is due: stopping at each costs time.
             let due = out.entry_len() >= self.entry_bytes;
+            // Boundaries are looked for only when one is due: stopping at each costs time.
+            let look = due || self.blocks && out.block_len() >= DISTANCE_MIN;
             let until_due = match self.entry_bytes.saturating_sub(out.entry_len()) {
                 0 => u64::MAX,
                 len => len,
@@ -175,13 +180,18 @@ impl Gzip {
             let until_cut = self.span_bytes - out.span_len();
             let room = out.room(until_cut.min(until_due).min(self.probe_wants()))?;
             let len = room.len();
-            let step = self.stream.step(input, room, due)?;
+            let step = self.stream.step(input, room, look)?;
             out.wrote(step.written)?;
             let (taken, rest) = input.split_at(step.consumed);
             input = rest;
             self.took(taken, step.written, step.at, out)?;
             match step.at {
-                At::Block { bits } => self.checkpoint(bits, out)?,
+                At::Block { bits } => {
+                    out.block(self.consumed, bits);
+                    if due {
+                        self.checkpoint(bits, out)?;
+                    }
+                }
                 At::Member => out.cut_origin(self.consumed, self.entry_bytes / ORIGIN_SHARE),
                 At::DataEnd | At::Midst => {}
             }

@@ -14,6 +14,9 @@ use crate::layer::inflate::{Inflate, Stop, WINDOW_BYTES};
 /// times as long; more saves nothing.
 const LEVEL: i32 = 3;
 
+/// Level of zstd for whole windows: there are few, and they are larger.
+const WHOLE_LEVEL: i32 = 16;
+
 /// Longest compressed stretch that is kept to reduce a window. 32 KiB of output take little more
 /// than as much input, except when somebody adds empty blocks; then the window stays whole.
 const PROBE_BYTES_MAX: usize = 128 << 10;
@@ -145,6 +148,11 @@ fn run(
         }
     }
     Ok(filled)
+}
+
+/// A packed window of which every byte is kept.
+pub(crate) fn pack_whole(window: &[u8]) -> Option<Box<[u8]>> {
+    Some(zstd::bulk::compress(window, WHOLE_LEVEL).ok()?.into())
 }
 
 /// Undoes [`Packer::pack`]; `None` when the bytes are not a packed window.

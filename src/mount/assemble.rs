@@ -18,6 +18,7 @@ use crate::mount::discover::{self, Finding, Found, Pack, Refused};
 use crate::mount::error::Error;
 use crate::mount::hot::{self, Early};
 use crate::mount::learn::Learner;
+use crate::mount::narrow;
 use crate::mount::pack;
 use crate::mount::request::{MountRequest, Pull};
 use crate::mount::resolve::{Image, Resolver, Top};
@@ -372,8 +373,10 @@ fn wire(
     let options = Options {
         outage: request.on_outage,
         fill: request.fill,
+        // A pack's hot pages come without being asked for.
+        prefetch: pack.is_none() && !request.offline,
     };
-    let content = Content::new(sources, options, foreknown.profile.clone(), runtime);
+    let content = Content::new(sources, options, learner.earlier(), runtime);
     if let Some(pack) = &pack
         && !request.offline
     {
@@ -404,7 +407,7 @@ fn own_layer(
         source,
     })?;
     Ok(LayerSource {
-        index: Arc::new(index),
+        index: Arc::new(narrow::best(stored, index)),
         pages: Arc::new(stored.pages()?),
         blob: late.blob(descriptor.clone()),
         complete: None,

@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use crate::blob::{self, ByteRange};
 use crate::cache::{Cache, Presence};
 use crate::content::{Content, Profile};
-use crate::layer::LayerIndex;
+use crate::layer::{LayerIndex, codec};
 use crate::monitor::Monitor;
 use crate::mount::assemble::{self, Assembled};
 use crate::mount::error::Error;
@@ -59,6 +59,7 @@ pub fn publish(
         ..
     } = assemble::assemble(&request, monitor, &Notify::new())?;
     let profile = learner.earlier();
+    let indexes = as_made(learner.cache(), indexes);
     let (hot, pages, hot_address_bytes) = hot_part(fs.content(), &indexes, &profile)?;
     let meta = Meta {
         layers: indexes.iter().map(|index| without_windows(index)).collect(),
@@ -87,6 +88,18 @@ pub fn publish(
     let digest = push(&request, &manifest, &published.tag, blobs)?;
     published.pack = digest.to_string();
     Ok(published)
+}
+
+/// Indexes as first contact made them: what is hot comes with the pack as pages, so that one that is
+/// narrow there would only be longer.
+fn as_made(cache: &Cache, indexes: Vec<Arc<LayerIndex>>) -> Vec<Arc<LayerIndex>> {
+    let made = |index: Arc<LayerIndex>| {
+        let stored = cache.layer(&index.blob).ok().flatten();
+        let bytes = stored.and_then(|stored| stored.index().ok());
+        let made = bytes.and_then(|bytes| codec::decode(&bytes).ok());
+        made.map_or(index, Arc::new)
+    };
+    indexes.into_iter().map(made).collect()
 }
 
 fn subject(cache: &Cache, image: &Digest) -> Result<Descriptor, Error> {

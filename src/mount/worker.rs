@@ -247,16 +247,17 @@ fn stack(
 /// Starts what goes on behind the mount; true once a pack was found to lie. Then the lock is held
 /// until nothing of it can be read any more.
 fn watch(
-    fs: &ImageFs,
+    fs: &Arc<ImageFs>,
     mountpoint: PathBuf,
     device: Option<String>,
     eraser: Eraser,
 ) -> Arc<Mutex<bool>> {
     let poisoned = Arc::new(Mutex::new(false));
     let state = poisoned.clone();
+    let started = fs.clone();
     fs.content().start(Box::new(move |notice| match notice {
         Notice::Complete => {
-            if let Some(device) = &device {
+            if let Some(device) = device.as_ref().filter(|_| !started.content().is_learning()) {
                 readahead::raise(device);
             }
         }
@@ -309,7 +310,7 @@ impl Prepared {
             let _served = serving.map(JoinHandle::join);
             return ExitCode::FAILURE;
         }
-        let (ended, learning) = learn(learner, fs.clone());
+        let (ended, learning) = learn(learner, fs.clone(), device.clone());
         let poisoned = watch(&fs, record.mountpoint.clone(), device, eraser);
         tracing::info!(image = record.image, mountpoint = %record.mountpoint.display(), "mounted");
         if let (true, Ok(digest)) = (asks, record.digest.parse()) {
@@ -327,13 +328,13 @@ impl Prepared {
             tracing::warn!(error = %e, "standard input and output stay open");
         }
         let ending = serving.map(JoinHandle::join);
-        drop(ended);
-        let _kept = learning.map(JoinHandle::join);
         if *poisoned.lock().unwrap_or_else(|e| e.into_inner()) {
             keep_poisoned(&mut own, last);
         }
         // Whoever sees the record gone may use the directory again.
         drop(upper);
+        drop(ended);
+        let _kept = learning.map(JoinHandle::join);
         drop((own, control));
         exit_code(ending)
     }
@@ -363,12 +364,24 @@ fn keep_poisoned(own: &mut OwnRecord, mut record: Record) {
     }
 }
 
-/// Starts to learn; it ends when the sender is dropped.
-fn learn(learner: Learner, fs: Arc<ImageFs>) -> (mpsc::Sender<()>, io::Result<JoinHandle<()>>) {
+/// Starts to learn; it ends when the sender is dropped. Read-ahead would blur what is learned, so it
+/// waits for the end of a first start even where all bytes are here.
+fn learn(
+    learner: Learner,
+    fs: Arc<ImageFs>,
+    device: Option<String>,
+) -> (mpsc::Sender<()>, io::Result<JoinHandle<()>>) {
     let (ended, waiting) = mpsc::channel();
     let thread = std::thread::Builder::new()
         .name("learn".into())
-        .spawn(move || learner.run(fs.content(), &waiting));
+        .spawn(move || {
+            learner.run(fs.content(), &waiting, || {
+                fs.content().learned();
+                if let Some(device) = device.filter(|_| fs.content().is_complete()) {
+                    readahead::raise(&device);
+                }
+            });
+        });
     (ended, thread)
 }
 

@@ -1,8 +1,7 @@
 //! The second part: the pages that a start touches, first use first.
 //!
-//! A row of zstd frames that together hold the ranges that meta lists, one after the other. A frame
-//! ends where a range does, about every 256 KiB, so that the first pages can be used while the last
-//! are on their way.
+//! One zstd frame that holds the ranges that meta lists, one after the other, flushed where a range
+//! ends about every 256 KiB, so that the first pages can be used while the last are on their way.
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,11 +11,11 @@ use crate::content::profile::addresses_of;
 use crate::layer::LayerIndex;
 use crate::pack::PackError;
 
-/// Bytes of pages after which a frame ends.
-const FRAME_BYTES: usize = 256 << 10;
+/// Bytes of pages after which the stream is flushed.
+const FLUSH_BYTES: usize = 256 << 10;
 
 /// Level of zstd: it is written once and read often.
-const LEVEL: i32 = 15;
+const LEVEL: i32 = 19;
 
 /// Longest range; the profile's are cut to this, so that a reader holds no more of one.
 pub const RANGE_PAGES_MAX: u64 = 256;
@@ -59,38 +58,51 @@ impl HotRange {
 }
 
 /// Writes the part.
-#[derive(Debug, Default)]
 pub struct HotWriter {
-    frame: Vec<u8>,
-    out: Vec<u8>,
+    /// Absent when zstd could not be started.
+    encoder: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
+    unflushed: usize,
+}
+
+impl std::fmt::Debug for HotWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HotWriter")
+            .field("unflushed", &self.unflushed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Default for HotWriter {
+    fn default() -> HotWriter {
+        HotWriter {
+            encoder: zstd::stream::write::Encoder::new(Vec::new(), LEVEL).ok(),
+            unflushed: 0,
+        }
+    }
 }
 
 impl HotWriter {
     /// Adds the bytes of the next range.
     pub fn add(&mut self, bytes: &[u8]) -> Result<(), PackError> {
-        self.frame.extend_from_slice(bytes);
-        if self.frame.len() >= FRAME_BYTES {
-            self.end_frame()?;
+        use std::io::Write as _;
+        let encoder = self.encoder.as_mut().ok_or(UNCOMPRESSED)?;
+        encoder.write_all(bytes).map_err(|_| UNCOMPRESSED)?;
+        self.unflushed += bytes.len();
+        if self.unflushed >= FLUSH_BYTES {
+            encoder.flush().map_err(|_| UNCOMPRESSED)?;
+            self.unflushed = 0;
         }
-        Ok(())
-    }
-
-    fn end_frame(&mut self) -> Result<(), PackError> {
-        let frame = zstd::bulk::compress(&self.frame, LEVEL);
-        let frame = frame.map_err(|_| PackError("it could not be compressed"))?;
-        self.out.extend_from_slice(&frame);
-        self.frame.clear();
         Ok(())
     }
 
     /// The part's bytes.
-    pub fn finish(mut self) -> Result<Vec<u8>, PackError> {
-        if !self.frame.is_empty() {
-            self.end_frame()?;
-        }
-        Ok(self.out)
+    pub fn finish(self) -> Result<Vec<u8>, PackError> {
+        let encoder = self.encoder.ok_or(UNCOMPRESSED)?;
+        encoder.finish().map_err(|_| UNCOMPRESSED)
     }
 }
+
+const UNCOMPRESSED: PackError = PackError("it could not be compressed");
 
 /// Reads the part as it arrives.
 pub struct HotReader {
@@ -140,7 +152,8 @@ impl HotReader {
             self.plain.extend_from_slice(&buffer[..written]);
             bytes = &bytes[consumed..];
             self.cut(out)?;
-            if bytes.is_empty() && written < buffer.len() {
+            // A full buffer may leave something inside of the decoder, and may not.
+            if bytes.is_empty() && (written == 0 || written < buffer.len()) {
                 return Ok(());
             }
             if consumed == 0 && written == 0 {
@@ -222,6 +235,32 @@ mod tests {
             let lens: Vec<usize> = seen.iter().map(|(_, len)| *len).collect();
             assert_eq!(lens, [8192, 100, 256 * 4096, 4096]);
             assert!(seen.iter().map(|(range, _)| range).eq(&hot));
+        }
+    }
+
+    #[test]
+    fn pages_that_fill_a_buffer_are_pages() {
+        let bytes = vec![b'!'; 256 << 10];
+        let range = HotRange {
+            layer: 0,
+            page: 0,
+            pages: 64,
+            sha256: Sha256::digest(&bytes).into(),
+        };
+        let mut writer = HotWriter::default();
+        writer.add(&bytes).unwrap();
+        let part = writer.finish().unwrap();
+        let layers = [index(256 << 10)];
+        for step in 1..=part.len() {
+            let mut reader = HotReader::new(&[range], &layers).unwrap();
+            let mut came = 0;
+            for chunk in part.chunks(step) {
+                reader
+                    .push(chunk, &mut |_, bytes| came += bytes.len())
+                    .unwrap();
+            }
+            reader.finish().unwrap();
+            assert_eq!(came, bytes.len());
         }
     }
 
