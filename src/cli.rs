@@ -10,6 +10,7 @@ mod output;
 mod progress;
 mod publish;
 mod settings;
+mod upgrade;
 mod why;
 
 use std::ffi::OsString;
@@ -33,9 +34,14 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
         Ok(args) => args,
         Err(e) => return usage(&e),
     };
-    if matches!(args.command, Command::Worker) {
+    let served = match args.command {
+        Command::Worker => Some(crate::mount::worker::run as fn() -> ExitCode),
+        Command::Keeper => Some(crate::mount::keeper::run as fn() -> ExitCode),
+        _ => None,
+    };
+    if let Some(serve) = served {
         start_log(&args);
-        return crate::mount::worker::run();
+        return serve();
     }
     let verbose = args.global.verbose > 0;
     match dispatch(args) {
@@ -69,7 +75,8 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Image(command) => return image::run(command, &args.global, settings),
         Command::Completions { shell } => output::completions(shell),
         Command::Man => output::man()?,
-        Command::Worker => {}
+        Command::Upgrade(upgrade) => upgrade::run(&upgrade)?,
+        Command::Worker | Command::Keeper => {}
     }
     Ok(ExitCode::SUCCESS)
 }

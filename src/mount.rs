@@ -1,16 +1,19 @@
 //! Mounts: the composition root. The only room that names all others, and the only place where a
 //! reference, a registry, a cache, a tree and FUSE are wired together.
 //!
-//! [`launch`] (in the command) starts a fresh process that runs [`worker`]: spawned before any
-//! thread exists, holding nothing of the caller's. The two talk in JSON lines: the
-//! [`MountRequest`] goes in, progress events and then `ready` or `failed` come out.
+//! [`launch`] (in the command) starts a fresh process that runs [`keeper`], which starts one that
+//! runs [`worker`]: spawned before any thread exists, holding nothing of the caller's. The command
+//! and the worker talk in JSON lines: the [`MountRequest`] goes in, progress events and then `ready`
+//! or `failed` come out. The keeper stays, and starts another worker should that one die.
 
 pub mod assemble;
 pub mod control;
 mod discover;
 mod error;
 pub mod explain;
+mod handover;
 mod hot;
+pub mod keeper;
 pub mod launch;
 mod learn;
 mod lookup;
@@ -18,6 +21,7 @@ pub mod mountpoint;
 mod narrow;
 mod overlay;
 mod pack;
+mod parcel;
 pub mod pin;
 pub mod privilege;
 pub mod publish;
@@ -26,7 +30,9 @@ pub mod record;
 mod refused;
 pub mod request;
 pub(crate) mod resolve;
+mod resume;
 mod revalidate;
+mod serve;
 pub(crate) mod source;
 pub mod stats;
 mod trust;

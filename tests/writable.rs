@@ -157,11 +157,12 @@ fn throw_away_changes_are_gone_at_the_end() {
         assert_eq!(count(), 1, "{how}");
         let listed: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
         let pid = listed[0]["pid"].to_string();
+        let keeper = listed[0]["keeper"].to_string();
         match how {
             "umount" => drop(run("umount", &[text(&place.mnt())])),
             "SIGTERM" => drop(run("kill", &[&pid])),
             "SIGKILL" => {
-                run("kill", &["-9", &pid]);
+                run("kill", &["-9", &keeper, &pid]);
                 let dead = || place.ok(&["ps", "-a", "--json"]).contains("dead");
                 wait_until(how, dead);
             }

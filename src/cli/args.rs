@@ -3,6 +3,7 @@
 pub mod cache;
 pub mod look;
 pub mod trust;
+pub mod upgrade;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::cli::args::cache::CacheCommand;
 use crate::cli::args::image::ImageCommand;
+use crate::cli::args::upgrade::UpgradeArgs;
 use crate::content::{Fill, Outage};
 use crate::mount::{Pull, TrustIndex};
 
@@ -120,6 +122,8 @@ pub enum Command {
     /// Images: what is known of them, what is in them, the store
     #[command(flatten)]
     Image(ImageCommand),
+    /// Have this binary take over running mounts, without unmounting
+    Upgrade(UpgradeArgs),
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -127,7 +131,10 @@ pub enum Command {
     },
     /// Print the man page
     Man,
-    /// Serve one mount (started by `mount`)
+    /// Keep one mount served (started by `mount`)
+    #[command(hide = true)]
+    Keeper,
+    /// Serve one mount (started by `keeper`)
     #[command(hide = true)]
     Worker,
 }

@@ -124,6 +124,7 @@ pub(super) fn reach_request(
         mountpoint: PathBuf::new(),
         upper: None,
         pinned: None,
+        resumed: false,
         platform: args.platform.clone().or(settings.platform),
         cache_dir,
         cache_size,

@@ -1,7 +1,8 @@
 //! A mounted session: options, device, threads, end.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -90,13 +91,7 @@ impl Session {
         source: &str,
         flags: MountFlags,
     ) -> io::Result<Session> {
-        let mut config = Config::default();
-        config.acl = if flags.allow_other {
-            SessionACL::All
-        } else {
-            SessionACL::Owner
-        };
-        config.n_threads = Some(THREADS);
+        let mut config = config(flags.allow_other);
         let source = shown_source(source);
         let (session, helped) = match mount_directly(mountpoint, &source, flags) {
             Ok(device) => {
@@ -130,6 +125,38 @@ impl Session {
         })
     }
 
+    /// Goes on with a session that another process has begun on `device`: what the two sides agreed on
+    /// then holds. The library reads the kernel's first request anew, so it gets one from a socket,
+    /// in whose place the device is then put.
+    pub fn resume(
+        fs: Arc<ImageFs>,
+        device: &OwnedFd,
+        mountpoint: &Path,
+        allow_other: bool,
+    ) -> io::Result<Session> {
+        let config = config(allow_other);
+        let (kernel, place) = rustix::net::socketpair(
+            rustix::net::AddressFamily::UNIX,
+            rustix::net::SocketType::SEQPACKET,
+            rustix::net::SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::io::write(&kernel, &init_request())?;
+        let acl = config.acl;
+        let session = fuser::Session::from_fd(Adapter::new(fs), place, acl, config)?;
+        put_in_place_of(session.as_fd(), device)?;
+        Ok(Session {
+            session,
+            mountpoint: mountpoint.to_owned(),
+            helped: false,
+        })
+    }
+
+    /// Another descriptor of the device, to be kept by somebody else.
+    pub fn device(&self) -> io::Result<OwnedFd> {
+        self.session.as_fd().try_clone_to_owned()
+    }
+
     /// A handle that ends this session.
     pub fn unmounter(&mut self) -> Unmounter {
         let way = if self.helped {
@@ -152,6 +179,50 @@ impl Session {
     pub fn serve(self) -> io::Result<()> {
         self.session.run()
     }
+}
+
+fn config(allow_other: bool) -> Config {
+    let mut config = Config::default();
+    config.acl = if allow_other {
+        SessionACL::All
+    } else {
+        SessionACL::Owner
+    };
+    config.n_threads = Some(THREADS);
+    config
+}
+
+/// `FUSE_INIT` as a kernel sends it (include/uapi/linux/fuse.h: `fuse_in_header`, `fuse_init_in`), of
+/// one that can do everything: the real one was answered long ago.
+fn init_request() -> [u8; 104] {
+    const FUSE_INIT: u32 = 26;
+    const VERSION: [u32; 2] = [7, 40];
+    const READAHEAD_BYTES: u32 = 1 << 20;
+    let mut request = [0; 104];
+    let words = [
+        (0, 104),
+        (4, FUSE_INIT),
+        (8, 1),
+        (40, VERSION[0]),
+        (44, VERSION[1]),
+        (48, READAHEAD_BYTES),
+        (52, u32::MAX),
+        (56, u32::MAX),
+    ];
+    for (at, word) in words {
+        request[at..at + 4].copy_from_slice(&word.to_ne_bytes());
+    }
+    request
+}
+
+/// Makes the descriptor number of `place` one of `device`.
+#[allow(unsafe_code)]
+fn put_in_place_of(place: BorrowedFd<'_>, device: &OwnedFd) -> io::Result<()> {
+    // SAFETY: the number belongs to whoever lent `place`, who goes on owning it: it is open before
+    // and after, nothing else uses it meanwhile (no thread serves yet), and it is not closed here.
+    let mut place = ManuallyDrop::new(unsafe { OwnedFd::from_raw_fd(place.as_raw_fd()) });
+    rustix::io::dup3(device, &mut place, rustix::io::DupFlags::CLOEXEC)?;
+    Ok(())
 }
 
 /// What stands in `/proc/mounts` as the device: no control characters, no option separator.

@@ -1,5 +1,5 @@
-//! Starting a worker: a fresh process that holds none of the caller's descriptors, so that
-//! `x=$(rsmount IMAGE MNT)` returns, and that says on a pipe how it gets on.
+//! Starting a keeper, and by it a worker: fresh processes that hold none of the caller's descriptors,
+//! so that `x=$(rsmount IMAGE MNT)` returns, and that say on a pipe how they get on.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
@@ -37,7 +37,7 @@ pub enum Message {
 pub struct Launched {
     /// What it serves.
     pub record: Record,
-    /// The process.
+    /// Its keeper, which ends with the mount.
     pub child: Child,
 }
 
@@ -65,7 +65,7 @@ pub enum LaunchError {
     Io(#[from] io::Error),
 }
 
-/// Starts a worker for `request` and waits until its mount can be used; `on_event` hears about the
+/// Starts a keeper and a worker for `request` and waits until its mount can be used; `on_event` hears about the
 /// progress; `words` are options for its log. Must be called before the process has threads.
 pub fn launch(
     request: &MountRequest,
@@ -76,7 +76,7 @@ pub fn launch(
     inherit_nothing()?;
     let mut child = Command::new("/proc/self/exe")
         .arg0("rsmount")
-        .arg("worker")
+        .arg("keeper")
         .args(words)
         .current_dir("/")
         .stdin(Stdio::piped())

@@ -18,7 +18,7 @@ use crate::mount::privilege;
 pub enum State {
     /// Serving.
     Ready,
-    /// Readers wait for the network.
+    /// Readers wait: for the network, or for another process to take over.
     Stalled,
     /// The process that served it is gone; the mountpoint answers errors until it is unmounted.
     Dead,
@@ -40,6 +40,9 @@ pub struct Record {
     pub platform: String,
     /// The process that serves it.
     pub pid: u32,
+    /// The process that has another one serve it should that die.
+    #[serde(default)]
+    pub keeper: Option<u32>,
     /// How it is doing.
     pub state: State,
     /// When it was mounted, RFC 3339.
@@ -171,11 +174,24 @@ fn read(path: &Path) -> Option<Record> {
         return Some(record);
     }
     if mountpoint::is_mounted(&record.mountpoint) {
-        record.state = State::Dead;
+        record.state = match record.keeper.is_some_and(lives) {
+            true => State::Stalled,
+            false => State::Dead,
+        };
         return Some(record);
     }
     forget(&record);
     None
+}
+
+/// Whether a keeper lives, so that another worker will take over. One that has ended and was not
+/// waited for (state `Z` or `X` of proc(5), `stat`) does not.
+fn lives(keeper: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{keeper}/stat"));
+    let state = stat
+        .ok()
+        .and_then(|s| Some(s.rsplit_once(") ")?.1.to_owned()));
+    state.is_some_and(|state| !state.starts_with(['Z', 'X']))
 }
 
 /// Removes what a dead worker left.

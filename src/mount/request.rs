@@ -47,7 +47,8 @@ pub enum Upper {
     ThrowAway,
 }
 
-/// Everything a worker must know to mount.
+/// Everything a worker must know to mount. A keeper hands it to workers of later versions too: fields
+/// that are added have a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountRequest {
     /// The image as typed.
@@ -58,6 +59,10 @@ pub struct MountRequest {
     pub upper: Option<Upper>,
     /// The image manifest to use, whatever the name stands for by now.
     pub pinned: Option<Digest>,
+    /// Goes on with a mount that is there: what the cache knows of it is what it has, also if it came
+    /// from an archive that was written anew since.
+    #[serde(default)]
+    pub resumed: bool,
     /// `os/arch[/variant]`; the host's when absent.
     pub platform: Option<String>,
     /// Cache root.

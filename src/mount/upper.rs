@@ -15,6 +15,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -219,6 +220,31 @@ impl UpperDir {
             kept: false,
             throw_away,
         })
+    }
+
+    /// The directory of a mount that is there, with the lock that whoever served it before has held.
+    pub fn resume(dir: PathBuf, lock: File, throw_away: bool) -> Result<UpperDir, UpperError> {
+        let json = File::open(dir.join(ABOUT)).map_err(io_at(&dir))?;
+        let about = read(&dir, &json)?;
+        Ok(UpperDir {
+            dir,
+            about_file: lock,
+            about,
+            made: false,
+            fresh: false,
+            kept: true,
+            throw_away,
+        })
+    }
+
+    /// What holds the lock.
+    pub fn lock(&self) -> BorrowedFd<'_> {
+        self.about_file.as_fd()
+    }
+
+    /// Whether it goes with the mount.
+    pub fn is_throw_away(&self) -> bool {
+        self.throw_away
     }
 
     /// What the changes belong to; `None` as long as there are none.

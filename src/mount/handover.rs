@@ -1,0 +1,101 @@
+//! A worker's end of keeping: what it hands over, and how it takes over from one that has died.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::mount::parcel::{self, Said, Start, Told};
+use crate::mount::record::Record;
+use crate::mount::request::MountRequest;
+
+/// What the next worker has to know of a mount. Everything else is in the cache. Fields that are
+/// added later have a default: the next worker may be of a newer version.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Handed {
+    /// What was mounted; its process is the one that has died.
+    pub(super) record: Record,
+    /// `MAJOR:MINOR` of the image's own mount.
+    pub(super) device: Option<String>,
+    /// Whether the upper directory goes with the mount.
+    pub(super) throw_away: bool,
+}
+
+/// What was handed over, with its descriptors.
+#[derive(Debug)]
+pub(super) struct Taken {
+    pub(super) handed: Handed,
+    /// `/dev/fuse`.
+    pub(super) fuse: OwnedFd,
+    /// The lock of the upper directory.
+    pub(super) upper: Option<File>,
+}
+
+/// The keeper of this worker.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    socket: OwnedFd,
+}
+
+impl Keeper {
+    /// Hears from the keeper, which is at standard input, what there is to do.
+    pub(super) fn meet() -> io::Result<(Keeper, MountRequest, Option<Taken>)> {
+        let socket = rustix::io::fcntl_dupfd_cloexec(io::stdin(), 3)?;
+        let gone = || io::Error::other("the keeper is gone");
+        let (start, descriptors): (Start, _) = parcel::receive(&socket)?.ok_or_else(gone)?;
+        let request = serde_json::from_value(start.request)?;
+        let taken = start.handed.map(|handed| taken(handed, descriptors));
+        Ok((Keeper { socket }, request, taken.transpose()?))
+    }
+
+    /// From now on, another worker can go on with the mount.
+    pub(super) fn serving(
+        &self,
+        handed: &Handed,
+        fuse: BorrowedFd<'_>,
+        upper: Option<BorrowedFd<'_>>,
+    ) -> io::Result<()> {
+        let said = Said::Serving(serde_json::to_value(handed)?);
+        let descriptors: Vec<_> = [fuse].into_iter().chain(upper).collect();
+        parcel::send(&self.socket, &said, &descriptors)
+    }
+
+    /// Waits until the worker before this one is gone.
+    pub(super) fn wait_until_alone(&self) -> io::Result<()> {
+        parcel::send(&self.socket, &Said::Prepared, &[])?;
+        match parcel::receive(&self.socket)? {
+            Some((Told::Alone, _)) => Ok(()),
+            _ => Err(io::Error::other("the keeper is gone")),
+        }
+    }
+
+    /// Has a worker of `program` take over. Returns only when none did.
+    pub(super) fn replace(&self, program: &Path) -> String {
+        let said = Said::Replace(program.to_owned());
+        let told = parcel::send(&self.socket, &said, &[])
+            .and_then(|()| parcel::receive::<Told>(&self.socket));
+        match told {
+            Ok(Some((Told::NotReplaced(why), _))) => why,
+            _ => "the keeper of this mount is gone; unmount and mount again".to_owned(),
+        }
+    }
+
+    /// Its process.
+    pub(super) fn pid() -> Option<u32> {
+        let pid = rustix::process::getppid()?;
+        u32::try_from(pid.as_raw_nonzero().get()).ok()
+    }
+}
+
+fn taken(handed: Value, descriptors: Vec<OwnedFd>) -> io::Result<Taken> {
+    let mut descriptors = descriptors.into_iter();
+    let fuse = descriptors.next();
+    Ok(Taken {
+        handed: serde_json::from_value(handed)?,
+        fuse: fuse.ok_or_else(|| io::Error::other("the keeper has no device"))?,
+        upper: descriptors.next().map(File::from),
+    })
+}

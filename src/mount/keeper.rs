@@ -1,0 +1,378 @@
+//! The keeper: the process that outlives its workers.
+//!
+//! It holds the descriptor of `/dev/fuse` (and whatever else a worker hands over), so that a mount
+//! does not end with the process that serves it: when a worker is killed, another one is started,
+//! takes the descriptor, and is given the requests that were on their way again. Readers wait a
+//! little; none sees an error. `rsmount upgrade` does the same with a new binary, which prepares
+//! while the old one still serves.
+//!
+//! It knows nothing of images or engines, starts no thread, and does one thing at a time.
+//!
+//! ```text
+//! command --request--> keeper --Start--> worker          first start
+//!                             <-Serving- worker          device and state are held from now on
+//!                             --Start--> next worker     the worker has died, or asked for it
+//!                             <Prepared- next worker
+//!         (ends the old one, if it lives)
+//!                             --Alone--> next worker     FUSE_NOTIFY_RESEND on the device
+//!                             <-Serving- next worker
+//! ```
+//!
+//! If the keeper dies as well, the kernel ends the connection and reads fail. They never hang, and
+//! never give zeros.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use crate::mount::launch::Message;
+use crate::mount::parcel::{self, Said, Start, Told};
+
+/// Longest request that is read from the command; it holds a few paths.
+const REQUEST_BYTES_MAX: u64 = 64 << 10;
+
+/// Workers that die one after the other before the keeper gives up: a request that kills every
+/// worker must end as an error.
+const DEATHS_MAX: u32 = 10;
+
+/// A worker that has served as long as this has not died of what killed the one before.
+const WELL: Duration = Duration::from_secs(10);
+
+/// Deaths in a row after which the next start waits, and how long it waits at most.
+const DEATHS_AT_ONCE: u32 = 4;
+const WAIT_FIRST: Duration = Duration::from_millis(50);
+
+/// `struct fuse_out_header` (include/uapi/linux/fuse.h) with no request, the code of the
+/// notification `FUSE_NOTIFY_RESEND`, and no payload.
+fn resend() -> [u8; 16] {
+    const FUSE_NOTIFY_RESEND: i32 = 7;
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&16_u32.to_ne_bytes());
+    header[4..8].copy_from_slice(&FUSE_NOTIFY_RESEND.to_ne_bytes());
+    header
+}
+
+/// Runs a keeper: a mount request on standard input; its workers speak to standard output.
+pub fn run() -> ExitCode {
+    match Keeper::begin() {
+        Ok(mut keeper) => keeper.keep(),
+        Err(e) => {
+            let message = Message::Failed {
+                message: format!("cannot start the worker: {e}"),
+                causes: Vec::new(),
+            };
+            let line = serde_json::to_string(&message).unwrap_or_default() + "\n";
+            let _nobody_listens = io::stdout().write_all(line.as_bytes());
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// A running worker, and the way to it.
+struct Worker {
+    child: Child,
+    socket: OwnedFd,
+    /// When it began to serve.
+    since: Instant,
+}
+
+/// What a worker handed over.
+struct Held {
+    state: Value,
+    descriptors: Vec<OwnedFd>,
+}
+
+struct Keeper {
+    request: Value,
+    /// What workers are started from.
+    program: PathBuf,
+    /// Their options.
+    words: Vec<OsString>,
+    signals: UnixStream,
+    /// Absent while the last one is dead and the next one prepares.
+    worker: Option<Worker>,
+    next: Option<Worker>,
+    held: Option<Held>,
+    /// Workers that died one after the other.
+    deaths: u32,
+}
+
+/// What there is to do.
+enum Happened {
+    Signal,
+    Current,
+    Next,
+}
+
+impl Keeper {
+    fn begin() -> io::Result<Keeper> {
+        let mut json = Vec::new();
+        io::stdin().take(REQUEST_BYTES_MAX).read_to_end(&mut json)?;
+        let request: Value = serde_json::from_slice(&json)?;
+        if !request["foreground"].as_bool().unwrap_or(false) {
+            // A keeper of its own session outlives the terminal, and so do its workers.
+            let _already_leader = rustix::process::setsid();
+        }
+        let (signals, sender) = UnixStream::pair()?;
+        for signal in [SIGTERM, SIGINT, SIGHUP] {
+            signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+        }
+        let mut keeper = Keeper {
+            request,
+            program: "/proc/self/exe".into(),
+            // The program and the word `keeper` come first.
+            words: std::env::args_os().skip(2).collect(),
+            signals,
+            worker: None,
+            next: None,
+            held: None,
+            deaths: 0,
+        };
+        keeper.worker = Some(keeper.start(Stdio::inherit())?);
+        Ok(keeper)
+    }
+
+    fn start(&self, stdout: Stdio) -> io::Result<Worker> {
+        let (socket, theirs) = parcel::pair()?;
+        let child = Command::new(&self.program)
+            .arg0("rsmount")
+            .arg("worker")
+            .args(&self.words)
+            .stdin(Stdio::from(theirs))
+            .stdout(stdout)
+            .spawn()?;
+        let start = Start {
+            request: self.request.clone(),
+            handed: self.held.as_ref().map(|held| held.state.clone()),
+        };
+        let descriptors = self.held.iter().flat_map(|held| &held.descriptors);
+        let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
+        let since = Instant::now();
+        let worker = Worker {
+            child,
+            socket,
+            since,
+        };
+        // Should it be dead already, its end is noticed like any other.
+        let _dead = parcel::send(&worker.socket, &start, &descriptors);
+        Ok(worker)
+    }
+
+    /// Keeps the mount until a worker says by its exit that it has ended.
+    fn keep(&mut self) -> ExitCode {
+        loop {
+            let ended = match self.wait() {
+                Happened::Signal => {
+                    self.pass_on();
+                    None
+                }
+                Happened::Current => self.hear_current(),
+                Happened::Next => self.hear_next(),
+            };
+            if let Some(code) = ended {
+                return code;
+            }
+        }
+    }
+
+    fn wait(&self) -> Happened {
+        loop {
+            let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
+            let workers = [
+                (&self.worker, Happened::Current),
+                (&self.next, Happened::Next),
+            ];
+            let mut happened = vec![Happened::Signal];
+            for (worker, what) in workers {
+                if let Some(worker) = worker {
+                    fds.push(PollFd::new(&worker.socket, PollFlags::IN));
+                    happened.push(what);
+                }
+            }
+            // EINTR is a signal that the pipe tells of as well.
+            if poll(&mut fds, None).is_err() {
+                continue;
+            }
+            let ready = fds.iter().position(|fd| !fd.revents().is_empty());
+            if let Some(ready) = ready {
+                return happened.swap_remove(ready);
+            }
+        }
+    }
+
+    /// A signal to end the mount is for who serves it.
+    fn pass_on(&mut self) {
+        let _read = self.signals.read(&mut [0; 64]);
+        for worker in self.worker.iter().chain(&self.next) {
+            if let Some(pid) = rustix::process::Pid::from_raw(worker.child.id().cast_signed()) {
+                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+            }
+        }
+    }
+
+    fn hear_current(&mut self) -> Option<ExitCode> {
+        let worker = self.worker.as_mut()?;
+        match parcel::receive::<Said>(&worker.socket) {
+            Ok(Some((Said::Serving(state), descriptors))) => {
+                self.held = Some(Held { state, descriptors });
+                let_go_of_caller();
+                None
+            }
+            Ok(Some((Said::Replace(program), _))) => {
+                self.replace(program);
+                None
+            }
+            Ok(Some((Said::Prepared, _))) => None,
+            Ok(None) | Err(_) => self.died(),
+        }
+    }
+
+    /// Starts the next worker from another program.
+    fn replace(&mut self, program: PathBuf) {
+        if self.next.is_some() || self.held.is_none() {
+            return self.tell_not_replaced("another worker is taking over already");
+        }
+        let before = std::mem::replace(&mut self.program, program);
+        match self.start(Stdio::null()) {
+            Ok(next) => self.next = Some(next),
+            Err(e) => {
+                let why = format!("{}: {e}", self.program.display());
+                self.program = before;
+                self.tell_not_replaced(&why);
+            }
+        }
+    }
+
+    fn tell_not_replaced(&self, why: &str) {
+        if let Some(worker) = &self.worker {
+            let told = Told::NotReplaced(why.to_owned());
+            let _dead = parcel::send(&worker.socket, &told, &[]);
+        }
+    }
+
+    /// The current worker has ended: with the mount, or before its time.
+    fn died(&mut self) -> Option<ExitCode> {
+        let mut worker = self.worker.take()?;
+        let status = worker.child.wait();
+        let success = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+        if success || self.held.is_none() {
+            self.end_next();
+            return Some(match success {
+                true => ExitCode::SUCCESS,
+                false => ExitCode::FAILURE,
+            });
+        }
+        tracing::warn!(?status, "the worker has died; another one takes over");
+        if worker.since.elapsed() >= WELL {
+            self.deaths = 0;
+        }
+        match self.next {
+            // It was about to take over anyway.
+            Some(_) => None,
+            None => self.start_next(),
+        }
+    }
+
+    fn start_next(&mut self) -> Option<ExitCode> {
+        self.deaths += 1;
+        if self.deaths > DEATHS_MAX {
+            tracing::error!("workers die one after the other: the mount ends, reads of it fail");
+            return Some(ExitCode::FAILURE);
+        }
+        if self.deaths > DEATHS_AT_ONCE {
+            std::thread::sleep(WAIT_FIRST * 2_u32.pow(self.deaths - DEATHS_AT_ONCE - 1));
+        }
+        match self.start(Stdio::null()) {
+            Ok(next) => {
+                self.next = Some(next);
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "no worker can be started: the mount ends");
+                Some(ExitCode::FAILURE)
+            }
+        }
+    }
+
+    fn hear_next(&mut self) -> Option<ExitCode> {
+        let next = self.next.as_mut()?;
+        match parcel::receive::<Said>(&next.socket) {
+            Ok(Some((Said::Prepared, _))) => self.hand_over(),
+            Ok(Some(_)) => None,
+            Ok(None) | Err(_) => {
+                let mut next = self.next.take()?;
+                let status = next.child.wait();
+                tracing::warn!(?status, "the next worker could not take over");
+                if self.worker.is_some() {
+                    self.program = "/proc/self/exe".into();
+                    self.tell_not_replaced("the new worker could not take over; see the log");
+                    return None;
+                }
+                self.start_next()
+            }
+        }
+    }
+
+    /// Ends the current worker, if it lives, and lets the next one serve.
+    fn hand_over(&mut self) -> Option<ExitCode> {
+        if let Some(mut worker) = self.worker.take() {
+            let _dead_already = worker.child.kill();
+            let _status = worker.child.wait();
+        }
+        let mut next = self.next.take()?;
+        for device in self.held.iter().flat_map(|held| held.descriptors.first()) {
+            match rustix::io::write(device, &resend()) {
+                // A connection that has ended meanwhile: the worker will see that.
+                Ok(_) | Err(rustix::io::Errno::NODEV | rustix::io::Errno::PERM) => {}
+                Err(error) => {
+                    // Linux before 6.9. Who waits for an answer would wait for ever.
+                    tracing::error!(%error, "this kernel sends no request again: the mount ends");
+                    let _dead_already = next.child.kill();
+                    return Some(ExitCode::FAILURE);
+                }
+            }
+        }
+        next.since = Instant::now();
+        let _dead = parcel::send(&next.socket, &Told::Alone, &[]);
+        self.worker = Some(next);
+        None
+    }
+
+    fn end_next(&mut self) {
+        if let Some(mut next) = self.next.take() {
+            let _dead_already = next.child.kill();
+            let _status = next.child.wait();
+        }
+    }
+}
+
+/// The command has heard all that it will hear.
+fn let_go_of_caller() {
+    if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
+        let _kept = rustix::stdio::dup2_stdin(&null);
+        let _kept = rustix::stdio::dup2_stdout(&null);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_notification_is_a_bare_header() {
+        let header = resend();
+        assert_eq!(u32::from_ne_bytes(*header[..4].first_chunk().unwrap()), 16);
+        assert_eq!(header[4], 7);
+        assert!(header[5..].iter().all(|byte| *byte == 0));
+    }
+}

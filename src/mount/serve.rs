@@ -1,0 +1,306 @@
+//! Serving a mount: its record, its control socket, the threads that answer the kernel, and what goes on
+//! behind it, until it is gone.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+
+use crate::content::Notice;
+use crate::fs::ImageFs;
+use crate::fuse::{Eraser, Session, Unmounter};
+use crate::mount::control::{Control, Shown};
+use crate::mount::error::Error;
+use crate::mount::handover::{Handed, Keeper};
+use crate::mount::launch::Message;
+use crate::mount::learn::Learner;
+use crate::mount::mountpoint;
+use crate::mount::overlay;
+use crate::mount::readahead;
+use crate::mount::record::{self, OwnRecord, Record, State};
+use crate::mount::request::MountRequest;
+use crate::mount::revalidate::{self, Newer};
+use crate::mount::stats::Stats;
+use crate::mount::upper::UpperDir;
+use crate::mount::why::{Foreknown, Why};
+use crate::mount::worker::{self, Caller};
+
+/// A mount that is there, and that this process does not serve yet.
+pub(super) struct Prepared {
+    pub(super) request: MountRequest,
+    /// Taken by whoever answers.
+    pub(super) session: Option<Session>,
+    /// The record of the worker before this one.
+    pub(super) before: Option<Record>,
+    pub(super) served: Served,
+    pub(super) upper: Option<UpperDir>,
+    /// `MAJOR:MINOR` of the image's own mount.
+    pub(super) device: Option<String>,
+    pub(super) learner: Learner,
+    /// Whether the tag is asked for behind the mount.
+    pub(super) asks: bool,
+    pub(super) unmounter: Arc<Mutex<Option<Unmounter>>>,
+}
+
+/// What the control socket shows of this mount, and asks of its worker.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) record: Record,
+    pub(super) fs: Arc<ImageFs>,
+    pub(super) source: String,
+    pub(super) foreknown: Foreknown,
+    pub(super) newer: Newer,
+    pub(super) keeper: Arc<Keeper>,
+}
+
+impl Shown for Served {
+    fn stats(&self) -> Stats {
+        Stats::of(&self.record, &self.fs, &self.source, &self.newer)
+    }
+
+    fn why(&self) -> Why {
+        let (image, digest) = (&self.record.image, &self.record.digest);
+        Why::of(image, digest, &self.fs, &self.foreknown)
+    }
+
+    fn replace(&self, program: &Path) -> String {
+        self.keeper.replace(program)
+    }
+}
+
+/// Puts the overlay of a writable mount in the place of the image, which is then out of sight and
+/// ends with the overlay.
+fn stack(
+    request: &MountRequest,
+    upper: &mut UpperDir,
+    unmounter: &Mutex<Option<Unmounter>>,
+) -> Result<(), Error> {
+    overlay::mount(request, upper)?;
+    upper.keep();
+    mountpoint::unmount(&upper.lower(), true)?;
+    // From now on it is the overlay that has to go, by its mountpoint.
+    drop(unmounter.lock().unwrap_or_else(|e| e.into_inner()).take());
+    Ok(())
+}
+
+/// Starts what goes on behind the mount; true once a pack was found to lie. Then the lock is held
+/// until nothing of it can be read any more.
+fn watch(
+    fs: &Arc<ImageFs>,
+    mountpoint: PathBuf,
+    device: Option<String>,
+    eraser: Eraser,
+) -> Arc<Mutex<bool>> {
+    let poisoned = Arc::new(Mutex::new(false));
+    let state = poisoned.clone();
+    let started = fs.clone();
+    fs.content().start(Box::new(move |notice| match notice {
+        Notice::Complete => {
+            if let Some(device) = device.as_ref().filter(|_| !started.content().is_learning()) {
+                readahead::raise(device);
+            }
+        }
+        Notice::Poisoned => {
+            let mut lies = state.lock().unwrap_or_else(|e| e.into_inner());
+            *lies = true;
+            mountpoint::abort(&mountpoint, device.as_deref());
+            eraser.erase();
+        }
+    }));
+    poisoned
+}
+
+/// What there is while a mount is served.
+struct Running {
+    own: OwnRecord,
+    control: Control,
+    /// The device, for the keeper.
+    fuse: OwnedFd,
+    eraser: Eraser,
+    serving: JoinHandle<io::Result<()>>,
+}
+
+impl Prepared {
+    /// Serves until the mount is gone.
+    pub(super) fn serve(mut self, caller: &Caller) -> ExitCode {
+        let before = self.before.take();
+        let begun = match &before {
+            None => self.begin(),
+            Some(before) => self.take_over(before),
+        };
+        let running = match begun {
+            Ok(running) => running,
+            Err(e) => {
+                tracing::error!(error = %e, "not served");
+                caller.say(&worker::failed(&e));
+                return ExitCode::FAILURE;
+            }
+        };
+        let (record, handed) = (self.served.record.clone(), self.handed());
+        let path = record.mountpoint.clone();
+        let (ended, learning) = learn(self.learner, self.served.fs.clone(), self.device.clone());
+        let poisoned = watch(&self.served.fs, path.clone(), self.device, running.eraser);
+        tracing::info!(image = record.image, mountpoint = %path.display(), "mounted");
+        if let (true, Ok(digest)) = (self.asks, record.digest.parse()) {
+            revalidate::start(&self.request, &digest, &self.served.newer);
+        }
+        if before.is_none() {
+            caller.say(&Message::Ready(record.clone()));
+        }
+        if caller.gone.load(Ordering::Relaxed) {
+            worker::unmount_for_signal(&self.unmounter);
+            let _gone_already = mountpoint::unmount(&path, true);
+        }
+        if !self.request.foreground
+            && let Err(e) = let_go_of_caller()
+        {
+            tracing::warn!(error = %e, "standard input and output stay open");
+        }
+        let lock = self.upper.as_ref().map(UpperDir::lock);
+        let keeper = &self.served.keeper;
+        if let Err(error) = keeper.serving(&handed, running.fuse.as_fd(), lock) {
+            tracing::warn!(%error, "nobody takes over should this process die");
+        }
+        drop(running.fuse);
+        let ending = running.serving.join();
+        let mut own = running.own;
+        if *poisoned.lock().unwrap_or_else(|e| e.into_inner()) {
+            keep_poisoned(&mut own, record);
+        }
+        // Whoever sees the record gone may use the directory again.
+        drop(self.upper);
+        drop(ended);
+        let _kept = learning.map(JoinHandle::join);
+        drop((own, running.control));
+        exit_code(ending)
+    }
+
+    /// Serves what this process has mounted; nothing stays mounted when that fails.
+    fn begin(&mut self) -> Result<Running, Error> {
+        let place = match &self.upper {
+            Some(upper) => upper.lower(),
+            None => self.request.mountpoint.clone(),
+        };
+        let begun = publish(&self.served).and_then(|(own, control)| {
+            // The kernel's first request waits for these threads, so they start before `ready`.
+            let running = self.answer(own, control)?;
+            let stacked = match &mut self.upper {
+                Some(upper) => stack(&self.request, upper, &self.unmounter),
+                None => Ok(()),
+            };
+            match stacked {
+                Ok(()) => Ok(running),
+                Err(e) => {
+                    let _unmounted = mountpoint::unmount(&place, true);
+                    drop(running.fuse);
+                    let _served = running.serving.join();
+                    Err(e)
+                }
+            }
+        });
+        begun.inspect_err(|_| {
+            let _gone_already = mountpoint::unmount(&place, true);
+        })
+    }
+
+    /// Serves what another process has served before.
+    fn take_over(&mut self, before: &Record) -> Result<Running, Error> {
+        let alone = self.served.keeper.wait_until_alone();
+        alone.map_err(Error::io("cannot take over"))?;
+        record::forget(before);
+        let (own, control) = publish(&self.served)?;
+        self.answer(own, control)
+    }
+
+    /// Answers the kernel from now on.
+    fn answer(&mut self, own: OwnRecord, control: Control) -> Result<Running, Error> {
+        let session = self.session.take().ok_or(Error::Interrupted)?;
+        let fuse = session
+            .device()
+            .map_err(Error::io("cannot keep the device"))?;
+        let eraser = session.eraser(&self.served.fs);
+        let serving = std::thread::Builder::new()
+            .name("serve".into())
+            .spawn(|| session.serve())
+            .map_err(Error::io("cannot start a thread"))?;
+        Ok(Running {
+            own,
+            control,
+            fuse,
+            eraser,
+            serving,
+        })
+    }
+
+    fn handed(&self) -> Handed {
+        Handed {
+            record: self.served.record.clone(),
+            device: self.device.clone(),
+            throw_away: self.upper.as_ref().is_some_and(UpperDir::is_throw_away),
+        }
+    }
+}
+
+fn exit_code(ending: std::thread::Result<io::Result<()>>) -> ExitCode {
+    match ending {
+        Ok(Ok(())) => {
+            tracing::info!("unmounted");
+            ExitCode::SUCCESS
+        }
+        other => {
+            tracing::error!(?other, "the session ended with an error");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Leaves a record that says why the mount has ended.
+fn keep_poisoned(own: &mut OwnRecord, mut record: Record) {
+    record.state = State::Poisoned;
+    if let Err(error) = own.update(&record) {
+        tracing::warn!(%error, "`ps` will not say why this mount has ended");
+    }
+}
+
+/// Starts to learn; it ends when the sender is dropped. Read-ahead would blur what is learned, so it
+/// waits for the end of a first start even where all bytes are here.
+fn learn(
+    learner: Learner,
+    fs: Arc<ImageFs>,
+    device: Option<String>,
+) -> (mpsc::Sender<()>, io::Result<JoinHandle<()>>) {
+    let (ended, waiting) = mpsc::channel();
+    let thread = std::thread::Builder::new()
+        .name("learn".into())
+        .spawn(move || {
+            learner.run(fs.content(), &waiting, || {
+                fs.content().learned();
+                if let Some(device) = device.filter(|_| fs.content().is_complete()) {
+                    readahead::raise(&device);
+                }
+            });
+        });
+    (ended, thread)
+}
+
+fn publish(served: &Served) -> Result<(OwnRecord, Control), Error> {
+    let record = &served.record;
+    let own = OwnRecord::create(record).map_err(Error::io("cannot write the mount's record"))?;
+    let control = record::socket_path(record.pid)
+        .and_then(|path| Control::listen(&path, served.clone()))
+        .map_err(Error::io("cannot open the control socket"))?;
+    Ok((own, control))
+}
+
+/// Standard output is a pipe to the command, and standard input was the way to the keeper, which has
+/// another descriptor by now.
+fn let_go_of_caller() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(())
+}
