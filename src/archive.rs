@@ -21,7 +21,7 @@ mod tests;
 
 use std::sync::Arc;
 
-pub use blob::{FileBlob, PIECE_BYTES};
+pub use blob::{FileBlob, PIECE_BYTES, file_blob};
 pub use docker::open_docker;
 pub use layout::open_layout;
 pub use oci::open_oci;

@@ -11,6 +11,7 @@
 //!        /packs/HEX/N/                pages of layer N as a pack has them (see `packs`)
 //!        /pins/HEX.json               images that are neither evicted nor pruned
 //!        /denied/HEX                  packs that were found to lie
+//!        /blobs/sha256-HEX            blobs that no registry has (see `blobs`)
 //!        /tmp/PID-RANDOM/             things on their way in or out (see `staging`)
 //!        /locks/                      lock files, never removed
 //! ```
@@ -29,6 +30,7 @@
 //! against its CRC32C.
 
 mod bitmap;
+mod blobs;
 mod budget;
 mod directory;
 mod documents;
@@ -50,6 +52,7 @@ mod verify;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use blobs::NewBlob;
 pub use documents::{DOCUMENT_BYTES_MAX, RememberedTag};
 pub use error::CacheError;
 pub use ingest::{Begin, NewLayer};
@@ -88,6 +91,7 @@ struct Root {
     packs: Directory,
     pins: Directory,
     denied: Directory,
+    blobs: Directory,
     tmp: Directory,
     locks: Directory,
     /// Present when the page stores have a budget.
@@ -135,6 +139,7 @@ impl Cache {
             packs: version.ensure("packs")?,
             pins: version.ensure("pins")?,
             denied: version.ensure("denied")?,
+            blobs: version.ensure("blobs")?,
             tmp: version.ensure("tmp")?,
             locks: version.ensure("locks")?,
             evictor: budget.map(Evictor::new),

@@ -2,6 +2,7 @@
 
 pub mod args;
 mod cache;
+mod freeze;
 mod image;
 mod key;
 mod list;
@@ -72,6 +73,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         }
         Command::Key(command) => key::run(command)?,
         Command::Explain { source, json } => publish::explain(&source, json, settings)?,
+        Command::Commit(commit) => freeze::commit(&commit, &args.global, settings)?,
         Command::Image(command) => return image::run(command, &args.global, settings),
         Command::Completions { shell } => output::completions(shell),
         Command::Man => output::man()?,

@@ -9,7 +9,11 @@
 //! | [`view`] | an image's tree and bytes, without a mount |
 //! | [`list`], [`compare`] | what `ls` and `diff` show |
 //! | [`copy`], [`export`] | files and directories out of an image: to the disk, as a tar |
+//! | [`changes`] | what a container has changed |
+//! | [`commit`] | the changes become a layer, and the layer an image |
 
+pub mod changes;
+pub mod commit;
 pub mod compare;
 pub mod copy;
 mod error;

@@ -41,6 +41,7 @@ const CRATES: &[(&str, &[&str])] = &[
         &["oci", "cache", "layer", "registry", "archive"],
     ),
     ("fastrand", &["blob", "cache", "registry", "mount", "image"]),
+    ("flate2", &["image"]),
     ("fuser", &["fuse", "mount"]),
     (
         "futures_util",
@@ -81,7 +82,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tracing", ANY),
     ("tracing_subscriber", &["mount", "cli"]),
     ("url", &["oci", "registry"]),
-    ("zstd", &["layer", "pack"]),
+    ("zstd", &["layer", "pack", "image"]),
 ];
 const ANY: &[&str] = &["*"];
 

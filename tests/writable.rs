@@ -115,9 +115,14 @@ fn a_directory_is_used_by_one_mount_and_above_one_image() {
         "{said}"
     );
     drop(mounted);
+    layout::write(&place.path("second"), &[image(b"two\n").tar()], Pack::Gzip);
+    let second = format!("oci:{}", place.path("second").display());
+    let over = place.run(&["-q", &second, text(&place.mnt()), "--upper", dir]);
+    refused(&place, &over, "holds changes to");
+    // The same name keeps the image, whatever is there by now.
     layout::write(&place.path("image"), &[image(b"two\n").tar()], Pack::Gzip);
-    let moved = place.run(&["-q", &name(&place), text(&place.mnt()), "--upper", dir]);
-    refused(&place, &moved, "holds changes to");
+    let mounted = place.mount("image", &["--upper", dir]);
+    assert_eq!(std::fs::read(mounted.path("etc/motd")).unwrap(), b"one\n");
 }
 
 #[test]

@@ -99,6 +99,18 @@ impl Member {
     }
 }
 
+/// The whole of an open file as the blob that `descriptor` describes; `name` is for messages.
+pub fn file_blob(file: File, name: &str, descriptor: &Descriptor) -> Result<FileBlob, Error> {
+    let len = file.metadata().map_err(|e| io_error(name, e))?.len();
+    let member = Member {
+        file: Arc::new(file),
+        name: name.into(),
+        offset: 0,
+        len,
+    };
+    member.into_blob(descriptor)
+}
+
 /// A blob that is a range of a local file. Reads are positioned, so any number may go on at once.
 #[derive(Debug)]
 pub struct FileBlob {

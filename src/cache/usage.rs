@@ -29,6 +29,8 @@ pub struct Usage {
     pub layers: Vec<LayerUsage>,
     /// Disk space of pages that came from packs, in bytes.
     pub pack_bytes: u64,
+    /// Disk space of blobs that no registry has, in bytes.
+    pub blob_bytes: u64,
     /// Number of documents.
     pub documents: u64,
     /// Their disk space in bytes.
@@ -138,6 +140,17 @@ impl Cache {
             }
             Ok(())
         })?;
+        let kept = |name: &String| {
+            let mut pinned = layers.iter().map(|d| super::documents::document_name(d));
+            pinned.any(|pinned| pinned == *name)
+        };
+        let blob_bytes = disk_bytes(&self.root.blobs)?;
+        for name in self.root.blobs.names()? {
+            if !kept(&name) {
+                self.root.blobs.remove(&name)?;
+            }
+        }
+        pruned.bytes += blob_bytes.saturating_sub(disk_bytes(&self.root.blobs)?);
         for directory in [&self.root.documents, &self.root.tags, &self.root.profiles] {
             let before = disk_bytes(directory)?;
             for name in directory.names()? {
@@ -184,6 +197,7 @@ impl Cache {
                 usage.pack_bytes += store.disk_bytes()?;
             }
         }
+        usage.blob_bytes = disk_bytes(&self.root.blobs)?;
         usage.documents = self.root.documents.names()?.len() as u64;
         usage.document_bytes = disk_bytes(&self.root.documents)?;
         Ok(usage)

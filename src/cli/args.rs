@@ -16,6 +16,7 @@ use crate::cli::args::upgrade::UpgradeArgs;
 use crate::content::{Fill, Outage};
 use crate::mount::{Pull, TrustIndex};
 
+pub mod freeze;
 pub mod image;
 
 /// Mount a container image as a file system: lazily, verified, exactly as it was pushed.
@@ -119,6 +120,8 @@ pub enum Command {
         #[arg(long, display_order = 12)]
         json: bool,
     },
+    /// Make an image of what was changed in a writable mount
+    Commit(freeze::CommitArgs),
     /// Images: what is known of them, what is in them, the store
     #[command(flatten)]
     Image(ImageCommand),

@@ -90,9 +90,10 @@ fn du(cache: &Cache, json: bool, budget: Option<u64>) -> Result<(), Failure> {
     let index: u64 = usage.layers.iter().map(|l| l.index_bytes).sum();
     let of = budget.map_or(String::new(), |b| format!(" of {}", size(b)));
     output::line(&format!(
-        "{}{of} data ({} of it held), {} indexes, {} manifests and configurations",
+        "{}{of} data ({} of it held), {} layers made here, {} indexes, {} manifests and configurations",
         size(data_bytes(&usage)),
         size(held_bytes(&usage)),
+        size(usage.blob_bytes),
         size(index),
         size(usage.document_bytes)
     ));
@@ -140,6 +141,7 @@ fn as_json(usage: &Usage) -> serde_json::Value {
         "data_bytes": data_bytes(usage),
         "held_bytes": held_bytes(usage),
         "pack_bytes": usage.pack_bytes,
+        "blob_bytes": usage.blob_bytes,
         "documents": usage.documents,
         "document_bytes": usage.document_bytes,
     })

@@ -27,6 +27,17 @@ pub enum Kind {
     Deleted,
 }
 
+impl Kind {
+    /// How `docker diff` calls it.
+    pub fn letter(self) -> char {
+        match self {
+            Kind::Added => 'A',
+            Kind::Changed => 'C',
+            Kind::Deleted => 'D',
+        }
+    }
+}
+
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Difference {

@@ -22,7 +22,7 @@ use crate::mount::narrow;
 use crate::mount::pack;
 use crate::mount::request::{MountRequest, Pull};
 use crate::mount::resolve::{Image, Resolver, Top};
-use crate::mount::source::{self, Access, LateSource, Source};
+use crate::mount::source::{self, Access, Here, LateSource, Source};
 use crate::mount::trust::Trust;
 use crate::mount::why::Foreknown;
 use crate::oci::{Descriptor, Digest, ImageManifest, ImageName, Platform};
@@ -342,7 +342,11 @@ fn wire(
         opened,
     } = known;
     let (runtime, source) = opened.map_or((None, None), |(r, s)| (Some(r), Some(s)));
-    let late = LateSource::new(access, &image.sources, source, request.offline);
+    let here = Here {
+        cache: cache.clone(),
+        offline: request.offline,
+    };
+    let late = LateSource::new(access, &image.sources, source, here);
     let own: Vec<bool> = layers.iter().map(Option::is_some).collect();
     let mut sources = Vec::with_capacity(layers.len());
     for (at, stored) in layers.into_iter().enumerate() {

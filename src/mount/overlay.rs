@@ -217,7 +217,9 @@ fn mount_by_program(request: &MountRequest, upper: &UpperDir) -> Result<(), Over
             "only root may use the options suid and dev; leave them out".to_owned(),
         ));
     }
-    let mut options = "lowerdir=lower,upperdir=upper,workdir=work".to_owned();
+    // Writes are not held back: what is read from the upper directory is what the mount shows.
+    let mut options =
+        "lowerdir=lower,upperdir=upper,workdir=work,redirect_dir=off,writeback=0".to_owned();
     if request.noexec {
         options.push_str(",noexec");
     }

@@ -118,14 +118,15 @@ impl<'a> Resolver<'a> {
 
     /// The image as the cache knows it, however old.
     pub(crate) fn known(&self) -> Result<Option<Image>, Error> {
-        let named = match &self.access.name {
-            ImageName::Registry(reference) => reference.digest(),
+        let named = match (&self.access.name, &self.request.pinned) {
+            (_, Some(pinned)) => Some(pinned),
+            (ImageName::Registry(reference), None) => reference.digest(),
             _ if self.request.resumed => None,
             _ => return Ok(None),
         };
         let tag = self.cache.tag(&self.access.name.to_string());
         let sources = tag.as_ref().map(|tag| tag.sources.clone());
-        let (top, media_type) = match self.request.pinned.as_ref().or(named) {
+        let (top, media_type) = match named {
             Some(digest) => (digest.clone(), None),
             None => match tag {
                 Some(tag) => (tag.digest, Some(tag.media_type)),

@@ -10,6 +10,7 @@ use crate::archive::{self, Archive};
 use crate::blob::limit::Limit;
 use crate::blob::retry::{Policy, Retry};
 use crate::blob::{self, Blob, BoxFuture, ByteRange, ByteStream};
+use crate::cache::Cache;
 use crate::mount::error::Error;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::reference::ReferenceError;
@@ -182,7 +183,7 @@ async fn fetch_manifest(registry: &Registry, wanted: &str) -> Result<Document, b
 #[derive(Debug)]
 pub(crate) struct LateSource {
     places: Vec<Place>,
-    offline: bool,
+    here: Here,
 }
 
 /// One source.
@@ -199,7 +200,7 @@ impl LateSource {
         access: Access,
         sources: &[ImageName],
         opened: Option<Source>,
-        offline: bool,
+        here: Here,
     ) -> Arc<LateSource> {
         let elsewhere = |name: &ImageName| Place {
             access: access.of(name),
@@ -210,7 +211,7 @@ impl LateSource {
             let opened = OnceCell::new_with(opened);
             places.push(Place { access, opened });
         }
-        Arc::new(LateSource { places, offline })
+        Arc::new(LateSource { places, here })
     }
 
     /// A layer of this source.
@@ -223,9 +224,12 @@ impl LateSource {
     }
 
     async fn find(&self, of: &Descriptor, range: ByteRange) -> Result<Opened, blob::Error> {
+        if let Some(opened) = self.here.open(of, range).await? {
+            return Ok(opened);
+        }
         let mut refused = None;
         for place in &self.places {
-            match place.open(of, range, self.offline).await {
+            match place.open(of, range, self.here.offline).await {
                 Ok(opened) => return Ok(opened),
                 // Another place may have it, but one that is away for a while may come back.
                 Err(e) if e.is_transient() => return Err(e),
@@ -236,6 +240,32 @@ impl LateSource {
             let what = format!("no source of layer {} is known", of.digest);
             blob::Error::new(blob::ErrorKind::NotFound, what)
         }))
+    }
+}
+
+/// What this machine has and allows.
+#[derive(Debug)]
+pub(crate) struct Here {
+    /// Holds blobs that no registry has.
+    pub(crate) cache: Cache,
+    /// Never use the network.
+    pub(crate) offline: bool,
+}
+
+impl Here {
+    /// A blob that was made here.
+    async fn open(&self, of: &Descriptor, range: ByteRange) -> Result<Option<Opened>, blob::Error> {
+        let kept = self.cache.blob(&of.digest).map_err(|e| {
+            let what = format!("layer {}: {e}", of.digest);
+            blob::Error::new(blob::ErrorKind::Corrupt, what)
+        })?;
+        let Some(file) = kept else {
+            return Ok(None);
+        };
+        let name = format!("layer {}", of.digest);
+        let blob: Arc<dyn Blob> = Arc::new(archive::file_blob(file, &name, of)?);
+        let stream = blob.open(range).await?;
+        Ok(Some((blob, stream)))
     }
 }
 

@@ -110,6 +110,9 @@ pub enum UpperError {
         "{0}: not empty, and no upper directory of rsmount (it has no rsmount.json); give a new one"
     )]
     Foreign(PathBuf),
+    /// It has no `rsmount.json`.
+    #[error("{0}: no upper directory of rsmount (it has no rsmount.json)")]
+    NoUpper(PathBuf),
     /// Somebody else owns it.
     #[error("{0}: belongs to another user; give a directory of your own")]
     NotYours(PathBuf),
@@ -358,6 +361,19 @@ fn lock(dir: &Path, file: &File) -> Result<(), UpperError> {
 fn io_at(path: &Path) -> impl FnOnce(io::Error) -> UpperError {
     let path = path.to_owned();
     move |e| UpperError::Io(path, e)
+}
+
+/// What the changes in `dir` belong to, whether or not it is in use.
+pub fn read_about(dir: &Path) -> Result<About, UpperError> {
+    let path = dir.join(ABOUT);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            return Err(UpperError::NoUpper(dir.to_owned()));
+        }
+        Err(e) => return Err(UpperError::Io(path, e)),
+    };
+    read(dir, &file)?.ok_or_else(|| UpperError::NoUpper(dir.to_owned()))
 }
 
 fn is_empty(dir: &Path) -> io::Result<bool> {

@@ -21,7 +21,8 @@ pub enum ImageCommand {
     Cat(CatArgs),
     /// Copy a file or directory out of an image, without mounting it
     Cp(CpArgs),
-    /// Show what differs between two images: A added, C changed, D deleted
+    /// Show what differs between two images, or what was changed in a mount: A added, C changed, D
+    /// deleted
     Diff(DiffArgs),
     /// Print an image's tree, one line a name, in a stable order
     Dump(DumpArgs),
@@ -153,12 +154,12 @@ pub struct CpArgs {
 /// Arguments of `diff`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct DiffArgs {
-    /// The first image
-    #[arg(value_name = "IMAGE_A")]
+    /// The first image; or, alone, where a writable mount is, or its --upper
+    #[arg(value_name = "IMAGE_A|MOUNTPOINT")]
     pub old: String,
     /// The second image
     #[arg(value_name = "IMAGE_B")]
-    pub new: String,
+    pub new: Option<String>,
     /// How to reach them
     #[command(flatten)]
     pub reach: ReachArgs,

@@ -3,16 +3,18 @@
 use std::ffi::OsStr;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::cli::args::image::{CatArgs, CpArgs, DiffArgs, DumpArgs, LsArgs};
 use crate::cli::args::{Global, ReachArgs};
+use crate::cli::freeze;
 use crate::cli::mount::reach_request;
 use crate::cli::output::{self, Failure, one_line};
 use crate::cli::progress::Progress;
 use crate::cli::settings::Settings;
-use crate::image::compare::{self, Kind};
+use crate::image::compare;
 use crate::image::copy::{self, Keep};
 use crate::image::list::{self, Listed, Listing, Options};
 use crate::image::path::ImagePath;
@@ -271,19 +273,18 @@ fn last_name(path: &[u8], view: &View, ino: crate::tree::Ino) -> Vec<u8> {
 }
 
 pub(crate) fn diff(args: &DiffArgs, global: &Global, settings: Settings) -> Result<(), Failure> {
+    let Some(new) = &args.new else {
+        return freeze::diff(Path::new(&args.old), args.json, settings);
+    };
     let old = open(&args.old, &args.reach, global, settings.clone())?;
-    let new = open(&args.new, &args.reach, global, settings)?;
+    let new = open(new, &args.reach, global, settings)?;
     let differences = compare::compare(&old, &new).map_err(|e| Failure::of(&e))?;
     if args.json {
         return output::json(&differences);
     }
     let mut out = stdout();
     for d in &differences {
-        let kind = match d.kind {
-            Kind::Added => 'A',
-            Kind::Changed => 'C',
-            Kind::Deleted => 'D',
-        };
+        let kind = d.kind.letter();
         let line = writeln!(out, "{kind} {}", one_line(&d.path));
         if line.is_err() {
             return written(line.map_err(Error::Output));

@@ -1,0 +1,51 @@
+//! Arguments of the commands that make an image of changes.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, ValueEnum};
+
+use crate::oci::Compression;
+
+/// Arguments of `commit`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct CommitArgs {
+    /// Where a writable mount is, or the directory that was its --upper
+    pub target: PathBuf,
+    /// Name of the new image
+    #[arg(value_name = "NAME[:TAG]")]
+    pub image: String,
+    /// Who made it
+    #[arg(short, long)]
+    pub author: Option<String>,
+    /// What was done
+    #[arg(short, long)]
+    pub message: Option<String>,
+    /// A Dockerfile instruction that changes the configuration (CMD, ENTRYPOINT, ENV, EXPOSE, LABEL,
+    /// ONBUILD, STOPSIGNAL, USER, VOLUME, WORKDIR); can be given again
+    #[arg(short, long, value_name = "INSTRUCTION")]
+    pub change: Vec<String>,
+    /// How the layer is compressed
+    #[arg(long, value_enum, default_value_t = CompressionArg::Gzip)]
+    pub compression: CompressionArg,
+    /// JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `--compression`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CompressionArg {
+    /// What every tool reads
+    Gzip,
+    /// Smaller and faster, for tools that read it
+    Zstd,
+}
+
+impl From<CompressionArg> for Compression {
+    fn from(arg: CompressionArg) -> Compression {
+        match arg {
+            CompressionArg::Gzip => Compression::Gzip,
+            CompressionArg::Zstd => Compression::Zstd,
+        }
+    }
+}

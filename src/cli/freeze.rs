@@ -1,0 +1,114 @@
+//! `rsmount diff MOUNTPOINT` and `rsmount commit`: what a container has changed, and an image of it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use crate::cli::args::freeze::CommitArgs;
+use crate::cli::args::{Global, PullArg, ReachArgs, TrustArg};
+use crate::cli::mount::reach_request;
+use crate::cli::output::{self, Failure};
+use crate::cli::settings::Settings;
+use crate::image::commit::{self, Commit};
+use crate::monitor::{Event, Monitor};
+use crate::mount::{MountRequest, mountpoint, record};
+
+/// What a library call has to say goes to standard error.
+#[derive(Debug)]
+struct Notes;
+
+impl Monitor for Notes {
+    fn event(&self, event: Event) {
+        if let Event::Warning { message } = event {
+            output::note(&message);
+        }
+    }
+}
+
+/// A request that says where the cache is, and nothing else.
+fn request(settings: Settings) -> Result<MountRequest, Failure> {
+    let reach = ReachArgs {
+        platform: None,
+        offline: true,
+        pull: Some(PullArg::Missing),
+        trust_index: Some(TrustArg::Tag),
+        trusted_key: Vec::new(),
+        insecure_registry: Vec::new(),
+        ca_file: Vec::new(),
+    };
+    reach_request("", &reach, settings)
+}
+
+/// The upper directory of what is mounted at `target`; or `target` itself, if it is one.
+fn upper_of(target: &Path) -> Result<PathBuf, Failure> {
+    let path = mountpoint::absolute(target).map_err(|e| Failure::of(&e))?;
+    match record::find(&path).map_err(|e| Failure::of(&e))? {
+        Some(found) => {
+            let read_only = || {
+                let what = "the mount is read-only, so nothing in it was changed (--upper, --tmp)";
+                Failure::new(format!("{}: {what}", path.display()))
+            };
+            let upper = found.upper.ok_or_else(read_only)?;
+            Ok(upper)
+        }
+        None if path.join("rsmount.json").exists() => {
+            path.canonicalize().map_err(|e| Failure::of(&e))
+        }
+        None => Err(Failure::new(format!(
+            "{}: neither a writable mount (rsmount ps lists those) nor an upper directory",
+            path.display()
+        ))),
+    }
+}
+
+pub(crate) fn diff(target: &Path, json: bool, settings: Settings) -> Result<(), Failure> {
+    let dir = upper_of(target)?;
+    let lines = commit::diff(&dir, &request(settings)?).map_err(|e| Failure::of(&e))?;
+    if json {
+        return output::json(&lines);
+    }
+    for line in &lines {
+        let path = output::one_line(&line.path);
+        output::line(&format!("{} {path}", line.kind.letter()));
+    }
+    Ok(())
+}
+
+pub(crate) fn commit(
+    args: &CommitArgs,
+    global: &Global,
+    settings: Settings,
+) -> Result<(), Failure> {
+    let wish = Commit {
+        upper: upper_of(&args.target)?,
+        name: args.image.clone(),
+        author: args.author.clone(),
+        message: args.message.clone(),
+        changes: args.change.clone(),
+        compression: args.compression.into(),
+        created_by: "rsmount commit".to_owned(),
+        created: now()?,
+    };
+    let request = request(settings)?;
+    let committed = commit::commit(&wish, &request, &Notes).map_err(|e| Failure::of(&e))?;
+    if args.json {
+        return output::json(&committed);
+    }
+    if !global.quiet {
+        let size = output::size(committed.size);
+        let (image, entries) = (&committed.image, committed.entries);
+        output::note(&format!("{image}: a layer of {size}, {entries} entries"));
+    }
+    output::line(&committed.digest.to_string());
+    Ok(())
+}
+
+/// The time of day, or what reproducible builds say it is
+/// (<https://reproducible-builds.org/specs/source-date-epoch/>).
+fn now() -> Result<SystemTime, Failure> {
+    let Some(text) = std::env::var_os("SOURCE_DATE_EPOCH") else {
+        return Ok(SystemTime::now());
+    };
+    let seconds = text.to_str().and_then(|t| t.parse().ok());
+    let bad = || Failure::new("SOURCE_DATE_EPOCH is not a number of seconds");
+    Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.ok_or_else(bad)?))
+}
