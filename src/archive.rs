@@ -7,12 +7,13 @@
 //! | the same in a tar (`oci-archive`) | [`open_oci`] | members of the tar |
 //! | `docker save` (`docker-archive`) | [`open_docker`] | members of the tar, named by `manifest.json` |
 //!
-//! Nothing is unpacked: a layer is a range of a file. Names inside an archive are looked up, never
+//! [`list`] says what an archive holds. Nothing is unpacked: a layer is a range of a file. Names inside an archive are looked up, never
 //! written. Opening and [`Archive::document`] read files and block; blobs do not.
 
 mod blob;
 mod docker;
 mod layout;
+mod listing;
 mod oci;
 mod tarball;
 
@@ -24,6 +25,7 @@ use std::sync::Arc;
 pub use blob::{FileBlob, PIECE_BYTES, file_blob};
 pub use docker::open_docker;
 pub use layout::open_layout;
+pub use listing::{ListedImage, list};
 pub use oci::open_oci;
 pub use tarball::{HEADER_BYTES_MAX, MEMBERS_MAX};
 

@@ -8,6 +8,10 @@
 //! | [`path`] | `IMAGE[:/path]` |
 //! | [`view`] | an image's tree and bytes, without a mount |
 //! | [`list`], [`compare`] | what `ls` and `diff` show |
+//! | [`pull`] | whole images |
+//! | [`store`] | the images that are known here: listed, named again, removed |
+//! | [`save`], [`load`] | archives of images, written and read |
+//! | [`login`] | who we are, for registries |
 //! | [`copy`], [`export`] | files and directories out of an image: to the disk, as a tar |
 //! | [`changes`] | what a container has changed |
 //! | [`commit`] | the changes become a layer, and the layer an image |
@@ -20,8 +24,15 @@ mod error;
 pub mod export;
 pub mod inspect;
 pub mod list;
+pub mod load;
+pub mod login;
 pub mod path;
+pub mod pull;
+mod reach;
+pub mod save;
+pub mod store;
 pub mod template;
 pub mod view;
 
 pub use error::Error;
+pub use reach::Dropped;

@@ -32,6 +32,7 @@ mod challenge;
 pub mod credentials;
 mod exchange;
 mod http;
+mod login;
 mod manifest;
 mod push;
 mod redirect;
@@ -41,6 +42,7 @@ mod token;
 
 pub use blob::RegistryBlob;
 pub use credentials::{Credentials, Source};
+pub use login::check_login;
 pub use push::Referrer;
 pub use secret::Secret;
 

@@ -45,7 +45,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("fuser", &["fuse", "mount"]),
     (
         "futures_util",
-        &["blob", "registry", "archive", "content", "mount"],
+        &["blob", "registry", "archive", "content", "mount", "image"],
     ),
     ("http_auth", &["registry"]),
     ("httpdate", &["registry"]),
@@ -63,6 +63,7 @@ const CRATES: &[(&str, &[&str])] = &[
             "cache", "archive", "tree", "content", "fs", "fuse", "mount", "image", "cli",
         ],
     ),
+    ("rpassword", &["cli"]),
     ("rustls", &["registry"]),
     ("rustls_pki_types", &["pack"]),
     ("serde", ANY),

@@ -49,6 +49,18 @@ pub(super) struct DockerImage {
     members: HashMap<Digest, Member>,
 }
 
+/// All of `manifest.json`.
+#[derive(Deserialize)]
+pub(super) struct DockerImages(Vec<Listed>);
+
+impl DockerImages {
+    /// The names of each image.
+    pub(super) fn names(&self) -> Vec<Vec<String>> {
+        let names = |image: &Listed| image.repo_tags.clone().unwrap_or_default();
+        self.0.iter().map(names).collect()
+    }
+}
+
 /// An image in `manifest.json`.
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]

@@ -13,9 +13,9 @@ use crate::blob::{Error, ErrorKind};
 use crate::oci::Digest;
 
 /// The annotation that holds the tag (image-spec, `annotations.md`).
-const REF_NAME: &str = "org.opencontainers.image.ref.name";
+pub(super) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// Where containerd puts the full name.
-const CONTAINERD_NAME: &str = "io.containerd.image.name";
+pub(super) const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const INDEX_MEDIA_TYPE: &str = "application/vnd.oci.image.index.v1+json";
 
 /// Opens the image `tag` of the OCI layout in the directory `dir`; the only one without a tag.
@@ -162,7 +162,7 @@ fn choose(name: &str, manifests: Vec<Value>, tag: Option<&str>) -> Result<Chosen
             ErrorKind::NotFound,
             format!("{name}: no image in it"),
         )),
-        ([one], _) => {
+        ([one, others @ ..], _) if others.iter().all(|m| m.get("digest") == one.get("digest")) => {
             let listed = Listed::deserialize(*one)
                 .map_err(|e| corrupt(name, format!("index.json: {e}")).with_source(e))?;
             Ok(Chosen::Blob {
@@ -208,6 +208,6 @@ fn is_called(manifest: &Value, tag: &str) -> bool {
     named || ends() || digest()
 }
 
-fn annotation<'m>(manifest: &'m Value, name: &str) -> Option<&'m str> {
+pub(super) fn annotation<'m>(manifest: &'m Value, name: &str) -> Option<&'m str> {
     manifest.get("annotations")?.get(name)?.as_str()
 }

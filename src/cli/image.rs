@@ -1,14 +1,32 @@
 //! Commands about images that are not mounted: one file a family.
 
+mod archive;
 mod inspect;
+mod login;
 mod look;
+mod store;
 
 use std::process::ExitCode;
 
-use crate::cli::args::Global;
-use crate::cli::args::image::ImageCommand;
+use crate::cli::args::image::{HostArgs, ImageCommand};
+use crate::cli::args::{Global, ReachArgs};
 use crate::cli::output::Failure;
 use crate::cli::settings::Settings;
+
+impl HostArgs {
+    /// The same as arguments of what reads images: ask, and take what the cache has.
+    fn reach(&self, platform: Option<String>) -> ReachArgs {
+        ReachArgs {
+            platform,
+            offline: false,
+            pull: None,
+            trust_index: None,
+            trusted_key: Vec::new(),
+            insecure_registry: self.insecure_registry.clone(),
+            ca_file: self.ca_file.clone(),
+        }
+    }
+}
 
 pub(crate) fn run(
     command: ImageCommand,
@@ -18,6 +36,14 @@ pub(crate) fn run(
     match command {
         ImageCommand::Inspect(args) => inspect::inspect(&args, &settings)?,
         ImageCommand::History(args) => inspect::history(&args, settings)?,
+        ImageCommand::Pull(args) => store::pull(&args, global, &settings)?,
+        ImageCommand::Images(args) => store::images(&args, global, &settings)?,
+        ImageCommand::Rmi(args) => store::rmi(&args, &settings)?,
+        ImageCommand::Tag { source, target } => store::tag(&source, &target, &settings)?,
+        ImageCommand::Save(args) => archive::save(&args, global, &settings)?,
+        ImageCommand::Load(args) => archive::load(&args, global, settings)?,
+        ImageCommand::Login(args) => login::login(&args, settings)?,
+        ImageCommand::Logout(args) => login::logout(&args)?,
         ImageCommand::Ls(args) => look::ls(&args, global, settings)?,
         ImageCommand::Cat(args) => look::cat(&args, global, settings)?,
         ImageCommand::Cp(args) => return look::cp(&args, global, settings),

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use crate::cli::output::{note, size};
-use crate::monitor::Event;
+use crate::monitor::{Event, Monitor};
 use crate::oci::Digest;
 
 /// Shows events as they come.
@@ -53,6 +54,36 @@ impl Progress {
         if let Progress::Bars { all, .. } = self {
             let _closed = all.clear();
         }
+    }
+}
+
+/// Shows progress of work that is done in this process.
+pub(crate) struct Shown(Mutex<Progress>);
+
+impl std::fmt::Debug for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shown")
+    }
+}
+
+impl Monitor for Shown {
+    fn event(&self, event: Event) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .show(event);
+    }
+}
+
+impl Shown {
+    pub(crate) fn new(quiet: bool) -> Shown {
+        Shown(Mutex::new(Progress::new(quiet)))
+    }
+
+    /// Takes the bars off the screen.
+    pub(crate) fn finish(&self) {
+        let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shown.finish();
     }
 }
 

@@ -1,35 +1,16 @@
 //! `rsmount publish` and `rsmount explain`.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use crate::cli::args::{Global, SourceArgs};
 use crate::cli::key;
 use crate::cli::mount::source_request;
 use crate::cli::output::{self, Failure, size};
-use crate::cli::progress::Progress;
+use crate::cli::progress::Shown;
 use crate::cli::settings::Settings;
-use crate::monitor::{Event, Monitor};
 use crate::mount::explain::{self, Explanation, Pack};
 use crate::mount::publish;
-
-/// Shows progress of work that is done in this process.
-struct Shown(Mutex<Progress>);
-
-impl std::fmt::Debug for Shown {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Shown")
-    }
-}
-
-impl Monitor for Shown {
-    fn event(&self, event: Event) {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .show(event);
-    }
-}
 
 pub(crate) fn publish(
     args: &SourceArgs,
@@ -39,7 +20,7 @@ pub(crate) fn publish(
 ) -> Result<(), Failure> {
     let key = key.map(key::secret).transpose()?;
     let request = source_request(args, settings)?;
-    let shown = Arc::new(Shown(Mutex::new(Progress::new(global.quiet))));
+    let shown = Arc::new(Shown::new(global.quiet));
     let done =
         publish::publish(request, key.as_ref(), shown.clone()).map_err(|e| Failure::of(&e))?;
     if json {

@@ -14,6 +14,9 @@ pub enum Error {
     /// The source of the image failed.
     #[error(transparent)]
     Blob(#[from] crate::blob::Error),
+    /// A login cannot be kept or forgotten.
+    #[error(transparent)]
+    Credentials(#[from] crate::registry::credentials::CredentialsError),
     /// The bytes of a layer could not be had.
     #[error(transparent)]
     Content(#[from] crate::content::Error),
@@ -52,6 +55,36 @@ pub enum Error {
         /// What is wrong.
         source: crate::oci::config::ConfigError,
     },
+    /// A layer as its registry has it cannot be had.
+    #[error("{image}: the original of layer {layer} is not kept here, and cannot be had: {source}")]
+    Original {
+        /// As typed.
+        image: String,
+        /// Blob digest.
+        layer: Digest,
+        /// Why not.
+        source: crate::blob::Error,
+    },
+    /// A name that makes no sense here.
+    #[error("{0}")]
+    Name(String),
+    /// An image that is not in the store.
+    #[error("{0} is not known here (`rsmount images` lists what is; `rsmount pull` brings it)")]
+    Unknown(String),
+    /// An image that a mount needs.
+    #[error("{image} is mounted at {at}: unmount it first, or give -f to forget its name alone")]
+    InUse {
+        /// As typed.
+        image: String,
+        /// The mountpoint.
+        at: String,
+    },
+    /// An ID that several names have.
+    #[error("{0} has {1} names: give the name, or -f for all of them")]
+    ManyNames(String, usize),
+    /// The records of mounts.
+    #[error("cannot look at the mounts that run: {0}")]
+    Runtime(String),
     /// `--format` makes no sense.
     #[error("--format: {0}")]
     Template(String),

@@ -17,7 +17,7 @@ use crate::blob::range::coalesce;
 use crate::content::{self, Content};
 use crate::fs::{ImageFs, Outcome, ReadBuffer};
 use crate::image::error::Error;
-use crate::monitor::Monitor;
+use crate::monitor::{Event, Monitor};
 use crate::mount::{MountRequest, assemble};
 use crate::oci::Digest;
 use crate::tree::{Ino, Node, NodeKind, Tree};
@@ -171,6 +171,49 @@ impl View {
             wanted.extend(joined(ranges).into_iter().map(|range| (layer, range)));
         }
         self.fetch_all(&wanted)
+    }
+
+    /// Uncompressed bytes of the layers that are here.
+    pub fn present_bytes(&self) -> u64 {
+        let layers = self.fs.content().stats().layers;
+        layers.iter().map(|layer| layer.present_bytes).sum()
+    }
+
+    /// Has everything that is absent brought here; gives the compressed bytes that this took.
+    pub fn bring_all(&self, monitor: &dyn Monitor) -> Result<u64, Error> {
+        let content = self.fs.content();
+        for (number, layer) in (0..).zip(content.stats().layers) {
+            let whole = joined(vec![ByteRange::new(0, layer.address_bytes)]);
+            let absent = whole
+                .into_iter()
+                .filter(|r| !content.is_present(number, *r));
+            let absent: Vec<(u32, ByteRange)> = absent.map(|range| (number, range)).collect();
+            if absent.is_empty() {
+                continue;
+            }
+            let (digest, size) = (layer.digest.clone(), layer.address_bytes);
+            monitor.event(Event::LayerStarted {
+                layer: digest.clone(),
+                size: size - layer.present_bytes.min(size),
+            });
+            for some in absent.chunks(FETCHES) {
+                self.fetch_all(some)?;
+                let now = content.stats().layers;
+                let now = now.get(number as usize).map_or(0, |l| l.present_bytes);
+                monitor.event(Event::LayerProgress {
+                    layer: digest.clone(),
+                    bytes: now.saturating_sub(layer.present_bytes),
+                });
+            }
+            monitor.event(Event::LayerDone { layer: digest });
+        }
+        let still = |(n, l): (u32, &crate::content::LayerStats)| {
+            !content.is_present(n, ByteRange::new(0, l.address_bytes))
+        };
+        if (0..).zip(&content.stats().layers).any(still) {
+            return Err(self.error(b"/", "the cache does not keep all of it (is it full?)"));
+        }
+        Ok(content.stats().fetched_bytes)
     }
 
     /// Fetches a few ranges at a time; the first error ends it.

@@ -74,7 +74,12 @@ fn look(request: &MountRequest, mounted: &Digest) -> Result<Option<Digest>, Erro
         let Source::Registry { registry, .. } = &source else {
             return Ok(None);
         };
-        let known = cache.tag(&access.name.to_string()).map(|tag| tag.digest);
+        let known = cache.tag(&access.name.to_string());
+        if known.as_ref().is_some_and(|tag| !tag.sources.is_empty()) {
+            // The name was given here: its registry knows nothing of it.
+            return Ok(None);
+        }
+        let known = known.map(|tag| tag.digest);
         match registry.digest_of(&reference.tag_or_digest()).await {
             Ok(now) if now.is_some() && now == known => return Ok(None),
             Err(e) if e.is_transient() => return Err(e.into()),

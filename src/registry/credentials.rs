@@ -16,6 +16,9 @@ use crate::oci::Reference;
 
 mod file;
 mod helper;
+mod logins;
+
+pub use logins::{Logins, Place};
 
 /// What proves who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +55,9 @@ pub enum CredentialsError {
     /// A file is not what it should be.
     #[error("{0} is not a file of credentials: {1}")]
     Format(PathBuf, String),
+    /// A file cannot be written.
+    #[error("cannot write {0}: {1}")]
+    Write(PathBuf, std::io::Error),
     /// A helper does not work.
     #[error("credential helper docker-credential-{0}: {1}")]
     Helper(String, String),
@@ -71,6 +77,11 @@ impl Source {
             let password = Secret::new(password);
             return Source::Fixed(Credentials::Password { username, password });
         }
+        Source::Files(Source::files(&variable))
+    }
+
+    /// The files, first match first; Docker's is the last.
+    fn files(variable: &impl Fn(&str) -> Option<String>) -> Vec<PathBuf> {
         let path = |name: &str| variable(name).map(PathBuf::from);
         let home = path("HOME");
         let below_home = |tail: &str| home.as_ref().map(|home| home.join(tail));
@@ -82,7 +93,7 @@ impl Source {
             config.map(|dir| dir.join("containers/auth.json")),
             docker.map(|dir| dir.join("config.json")),
         ];
-        Source::Files(files.into_iter().flatten().collect())
+        files.into_iter().flatten().collect()
     }
 
     /// The credentials for `reference`, if there are any.

@@ -29,6 +29,8 @@ pub(super) struct Ask<'a> {
     pub(super) payload: Option<&'a Payload>,
     /// Whether the right to change the repository is needed.
     pub(super) push: bool,
+    /// Whether nothing is asked for but who we are.
+    pub(super) login: bool,
 }
 
 /// An answer, and the other place that it came from, if it did.
@@ -76,7 +78,10 @@ impl Exchange {
             allows: &allows,
         };
         let rights = if ask.push { "pull,push" } else { "pull" };
-        let scope = format!("repository:{}:{rights}", self.repository);
+        let scope = match ask.login {
+            true => String::new(),
+            false => format!("repository:{}:{rights}", self.repository),
+        };
         let ticket = self.auth.ticket(&scope, &gate).await?;
         let found = self.follow(&url, ask, &ticket).await?;
         let headers = found.answer.headers("www-authenticate");
@@ -98,6 +103,16 @@ impl Exchange {
                 Err(error)
             }
         }
+    }
+
+    /// Whether the registry has asked who we are, at the last request with `login`.
+    pub(super) async fn was_asked(&self) -> Result<bool, Error> {
+        let allows = |url: &Url| self.allows(url);
+        let gate = Gate {
+            http: &self.http,
+            allows: &allows,
+        };
+        Ok(self.auth.ticket("", &gate).await?.header.is_some())
     }
 
     /// Asks a URL that is not the registry's: no credentials.

@@ -45,7 +45,7 @@ impl TokenRequest {
         let asked = service
             .map(|s| ("service", s))
             .into_iter()
-            .chain([("scope", scope)]);
+            .chain((!scope.is_empty()).then_some(("scope", scope)));
         if let Some(Credentials::IdentityToken(token)) = credentials {
             let mut form = url::form_urlencoded::Serializer::new(String::new());
             form.extend_pairs(asked);

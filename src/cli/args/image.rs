@@ -15,6 +15,27 @@ pub enum ImageCommand {
     Inspect(InspectArgs),
     /// Show the steps that made an image, last one first
     History(HistoryArgs),
+    /// Bring whole images here, so that they need no network
+    Pull(PullArgs),
+    /// List the images that are known here; -q prints IDs alone
+    Images(ImagesArgs),
+    /// Forget images, and remove what only they needed
+    Rmi(RmiArgs),
+    /// Give an image another name
+    Tag {
+        /// An image that is known here
+        source: String,
+        /// Its further name
+        target: String,
+    },
+    /// Write images to an archive that docker, podman and skopeo load
+    Save(SaveArgs),
+    /// Take images from an archive into the store
+    Load(LoadArgs),
+    /// Log in to a registry; the password is asked for, or read from standard input
+    Login(LoginArgs),
+    /// Forget the login of a registry
+    Logout(LogoutArgs),
     /// List a directory of an image, without mounting it
     Ls(LsArgs),
     /// Write files of images to standard output, without mounting
@@ -180,4 +201,138 @@ pub struct DumpArgs {
     /// Inode numbers as well
     #[arg(long)]
     pub numbers: bool,
+}
+
+/// Arguments of `pull`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct PullArgs {
+    /// The images
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+    /// Platform of a multi-platform image [default: this machine's]
+    #[arg(
+        long,
+        value_name = "OS/ARCH[/VARIANT]",
+        env = "RSMOUNT_PLATFORM",
+        hide_env_values = true
+    )]
+    pub platform: Option<String>,
+    /// Every platform
+    #[arg(long, conflicts_with = "platform")]
+    pub all_platforms: bool,
+    /// JSON: what came, and what was here
+    #[arg(long)]
+    pub json: bool,
+    /// How to reach the registry
+    #[command(flatten)]
+    pub hosts: HostArgs,
+}
+
+/// How to speak to registries.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct HostArgs {
+    /// A registry that may speak plain HTTP (loopback may always); can be given again
+    #[arg(
+        long,
+        value_name = "HOST[:PORT]",
+        env = "RSMOUNT_INSECURE_REGISTRY",
+        hide_env_values = true
+    )]
+    pub insecure_registry: Vec<String>,
+    /// More certificate authorities, PEM; can be given again
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Vec<PathBuf>,
+}
+
+/// Arguments of `images`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ImagesArgs {
+    /// Only these: a repository, or a name with its tag; * and ? as in a shell
+    #[arg(value_name = "NAME")]
+    pub reference: Option<String>,
+    /// Only what fits: reference=NAME, platform=OS/ARCH, mounted=true|false, complete=true|false
+    #[arg(short, long, value_name = "KEY=VALUE")]
+    pub filter: Vec<String>,
+    /// Whole digests
+    #[arg(long)]
+    pub no_trunc: bool,
+    /// JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `rmi`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct RmiArgs {
+    /// Names, or the beginning of an ID or digest
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+    /// Also names of mounted images, whose data stays until they are unmounted; all names of an ID
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// Arguments of `save`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct SaveArgs {
+    /// The images
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+    /// Where to [default: standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Which kind of archive
+    #[arg(long, value_enum, default_value_t = FormatArg::DockerArchive)]
+    pub format: FormatArg,
+    /// How to reach the images
+    #[command(flatten)]
+    pub reach: ReachArgs,
+}
+
+/// `--format` of `save`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum FormatArg {
+    /// What `docker load` takes
+    DockerArchive,
+    /// An OCI layout in a tar
+    OciArchive,
+}
+
+/// Arguments of `load`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct LoadArgs {
+    /// The archive, of either kind [default: standard input]
+    #[arg(short, long, value_name = "FILE")]
+    pub input: Option<PathBuf>,
+    /// A name for an image that has none
+    #[arg(long, value_name = "IMAGE")]
+    pub name: Option<String>,
+    /// Platform of a multi-platform image [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<String>,
+}
+
+/// Arguments of `login`. There is none for the password: others could read it.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct LoginArgs {
+    /// The registry [default: Docker Hub]
+    #[arg(value_name = "HOST[:PORT]")]
+    pub registry: Option<String>,
+    /// User name [default: asked for]
+    #[arg(short, long, value_name = "NAME")]
+    pub username: Option<String>,
+    /// Read the password from standard input
+    #[arg(long)]
+    pub password_stdin: bool,
+    /// How to reach it
+    #[command(flatten)]
+    pub hosts: HostArgs,
+}
+
+/// Arguments of `logout`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct LogoutArgs {
+    /// The registry [default: Docker Hub]
+    #[arg(value_name = "HOST[:PORT]")]
+    pub registry: Option<String>,
 }

@@ -126,7 +126,7 @@ impl Login {
 }
 
 /// The keys under which a registry may be filed, best first.
-fn names(reference: &Reference) -> Vec<String> {
+pub(super) fn names(reference: &Reference) -> Vec<String> {
     let mut names = Vec::new();
     let mut name = format!("{}/{}", reference.registry(), reference.repository());
     while let Some(cut) = name.rfind('/') {
@@ -148,7 +148,7 @@ fn lookup<'a, T>(map: &'a HashMap<String, T>, name: &str) -> Option<&'a T> {
     })
 }
 
-fn host_of_url(key: &str) -> Option<&str> {
+pub(super) fn host_of_url(key: &str) -> Option<&str> {
     let rest = key
         .strip_prefix("https://")
         .or_else(|| key.strip_prefix("http://"))?;

@@ -1,4 +1,5 @@
-//! Docker's credential helpers: `docker-credential-NAME get`, the server on stdin, JSON on stdout
+//! Docker's credential helpers: `docker-credential-NAME get|store|erase`, the server or a login on
+//! stdin, JSON on stdout
 //! (<https://github.com/docker/docker-credential-helpers>).
 
 use std::ffi::OsStr;
@@ -27,13 +28,66 @@ struct Answer {
 
 /// Asks the helper `name` for the credentials of `server`; `None` when it has none.
 pub(super) async fn get(name: &str, server: &str) -> Result<Option<Credentials>, CredentialsError> {
+    ask(name, program(name)?.as_ref(), server).await
+}
+
+/// Has the helper `name` keep a login.
+pub(super) async fn store(
+    name: &str,
+    server: &str,
+    username: &str,
+    password: &str,
+) -> Result<(), CredentialsError> {
+    let login = serde_json::json!({
+        "ServerURL": server, "Username": username, "Secret": password,
+    });
+    let said = tell(name, "store", &login.to_string()).await?;
+    match said {
+        None => Ok(()),
+        Some(why) => Err(CredentialsError::Helper(name.into(), why)),
+    }
+}
+
+/// Has the helper `name` forget a login; whether it says that it did.
+pub(super) async fn erase(name: &str, server: &str) -> Result<bool, CredentialsError> {
+    match tell(name, "erase", server).await? {
+        None => Ok(true),
+        Some(why) if why.contains(NOT_FOUND) => Ok(false),
+        Some(why) => Err(CredentialsError::Helper(name.into(), why)),
+    }
+}
+
+/// Runs a verb that answers nothing; gives what the helper says when it fails.
+async fn tell(name: &str, verb: &str, input: &str) -> Result<Option<String>, CredentialsError> {
+    let error = |why: String| CredentialsError::Helper(name.into(), why);
+    let program = program(name)?;
+    let run = tokio::time::timeout(TIME_MAX, run(program.as_ref(), verb, input));
+    match run.await {
+        Ok(Ok((true, _))) => Ok(None),
+        Ok(Ok((false, output))) => Ok(Some(format!("it failed: {}", shown(&output)))),
+        Ok(Err(e)) => Err(error(e.to_string())),
+        Err(_) => Err(error(format!("no answer in {} s", TIME_MAX.as_secs()))),
+    }
+}
+
+/// The words of the helpers' own library (`credentials.NewErrCredentialsNotFound`).
+const NOT_FOUND: &str = "credentials not found";
+
+fn program(name: &str) -> Result<String, CredentialsError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     if name.is_empty() || !name.bytes().all(plain) {
         let shown = name.chars().take(40).filter(|c| !c.is_control()).collect();
         let why = "this name cannot be that of a program";
         return Err(CredentialsError::Helper(shown, why.into()));
     }
-    ask(name, format!("docker-credential-{name}").as_ref(), server).await
+    Ok(format!("docker-credential-{name}"))
+}
+
+/// What a helper said, for a message.
+fn shown(output: &[u8]) -> String {
+    let said = String::from_utf8_lossy(output);
+    let said = said.trim().chars().take(200);
+    said.filter(|c| !c.is_control()).collect()
 }
 
 /// Asks the helper that is the program `program`; `name` is for messages.
@@ -43,19 +97,17 @@ pub(super) async fn ask(
     server: &str,
 ) -> Result<Option<Credentials>, CredentialsError> {
     let error = |why: String| CredentialsError::Helper(name.into(), why);
-    let run = tokio::time::timeout(TIME_MAX, run(program, server));
+    let run = tokio::time::timeout(TIME_MAX, run(program, "get", server));
     let (good, output) = match run.await {
         Ok(done) => done.map_err(|e| error(e.to_string()))?,
         Err(_) => return Err(error(format!("no answer in {} s", TIME_MAX.as_secs()))),
     };
     if !good {
-        let said = String::from_utf8_lossy(&output);
-        // The words of the helpers' own library (`credentials.NewErrCredentialsNotFound`).
-        if said.contains("credentials not found") {
+        let said = shown(&output);
+        if said.contains(NOT_FOUND) {
             return Ok(None);
         }
-        let said = said.trim().chars().take(200).filter(|c| !c.is_control());
-        return Err(error(format!("it failed: {}", said.collect::<String>())));
+        return Err(error(format!("it failed: {said}")));
     }
     let answer: Answer = serde_json::from_slice(&output)
         .map_err(|_| error("its answer is not the JSON of a login".into()))?;
@@ -73,9 +125,9 @@ pub(super) async fn ask(
 }
 
 /// Whether the helper was content, and what it wrote.
-async fn run(program: &OsStr, server: &str) -> std::io::Result<(bool, Vec<u8>)> {
+async fn run(program: &OsStr, verb: &str, input: &str) -> std::io::Result<(bool, Vec<u8>)> {
     let mut child = Command::new(program)
-        .arg("get")
+        .arg(verb)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -83,7 +135,7 @@ async fn run(program: &OsStr, server: &str) -> std::io::Result<(bool, Vec<u8>)> 
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
         // A helper that does not read is free to; its answer counts.
-        let _ = stdin.write_all(server.as_bytes()).await;
+        let _ = stdin.write_all(input.as_bytes()).await;
     }
     let mut output = Vec::new();
     if let Some(stdout) = child.stdout.take() {

@@ -1,0 +1,358 @@
+//! Archives of images: what `docker save` and `skopeo copy … oci-archive:` write, with the layers as
+//! the registry has them.
+//!
+//! Compressed originals are not kept here, and nothing is ever compressed again: layers stream from
+//! where the image came from. Layers that were never compressed are their own originals, and come from
+//! the cache when they are here whole. The archive appears under its name when all of it has been
+//! written and every digest has matched.
+//!
+//! A `docker-archive` is an OCI layout as well, as `docker save` makes it since version 25, so that
+//! whoever reads it finds the manifest with its digest.
+
+use std::collections::BTreeSet;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+use tar::{EntryType, Header};
+
+use crate::blob::{Blob, ByteRange};
+use crate::cache::{Cache, Pages, Presence};
+use crate::content::Content;
+use crate::image::error::Error;
+use crate::layer::codec;
+use crate::monitor::{Event, Monitor};
+use crate::mount::resolve::Image;
+use crate::mount::source::{Here, LateSource};
+use crate::mount::{MountRequest, lookup, source};
+use crate::oci::digest::Verifier;
+use crate::oci::{Compression, Descriptor, Digest, ImageName};
+
+/// Unit of a tar, in bytes.
+const BLOCK_BYTES: u64 = 512;
+/// Bytes that are read from the cache at once.
+const PIECE_BYTES: u64 = 1 << 20;
+/// Progress is reported each time this many bytes have come.
+const PROGRESS_BYTES: u64 = 1 << 20;
+/// The media type of a manifest that does not say its own.
+const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+
+/// Which kind of archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// What `docker load` takes.
+    Docker,
+    /// An OCI layout in a tar.
+    Oci,
+}
+
+/// An image on its way out.
+struct Saved {
+    typed: String,
+    name: Option<String>,
+    tag: Option<String>,
+    image: Image,
+    manifest: Vec<u8>,
+    config: Vec<u8>,
+    layers: Vec<Arc<dyn Blob>>,
+}
+
+/// Writes the images of `requests` to `out`.
+pub fn save(
+    requests: &[MountRequest],
+    format: Format,
+    out: &mut dyn Write,
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
+    let mut images = Vec::new();
+    for request in requests {
+        images.push(saved(request)?);
+    }
+    let mut archive = Archive {
+        out,
+        written: BTreeSet::new(),
+        monitor,
+    };
+    archive.file("oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    archive.file("index.json", index(&images).to_string().as_bytes())?;
+    if format == Format::Docker {
+        let listed: Vec<Value> = images.iter().map(listed).collect();
+        archive.file("manifest.json", Value::Array(listed).to_string().as_bytes())?;
+    }
+    let runtime = Content::new_runtime()
+        .map_err(crate::mount::Error::io("cannot start the network threads"))?;
+    for (request, image) in requests.iter().zip(&images) {
+        archive.document(&image.image.digest, &image.manifest)?;
+        archive.document(&image.image.manifest.config.digest, &image.config)?;
+        let cache = Cache::open_within(&request.cache_dir, request.cache_size)?;
+        for (layer, blob) in image.image.manifest.layers.iter().zip(&image.layers) {
+            if !archive.written.insert(layer.digest.clone()) {
+                continue;
+            }
+            let written = match here(&cache, layer)? {
+                Some(pages) => archive.copy_cached(layer, &pages),
+                None => runtime.block_on(archive.stream(layer, &**blob)),
+            };
+            written.map_err(|error| error.about(&image.typed, layer))?;
+        }
+    }
+    archive.end()
+}
+
+fn saved(request: &MountRequest) -> Result<Saved, Error> {
+    let cache = Cache::open_within(&request.cache_dir, request.cache_size)?;
+    let image = lookup(request, &cache)?;
+    let document = |digest: &Digest| {
+        let found = cache.document(digest);
+        found.ok_or_else(|| Error::Gone(digest.clone()))
+    };
+    let access = source::access(request)?;
+    let (name, tag) = match &access.name {
+        ImageName::Registry(name) => (name.tag().map(|_| name.familiar()), name.tag()),
+        _ => (None, None),
+    };
+    // A name with a digest as well is not one that an archive can have.
+    let name = name.map(|n| n.split('@').next().unwrap_or(&n).to_owned());
+    let tag = tag.map(String::from);
+    let here = Here {
+        cache: cache.clone(),
+        offline: request.offline,
+    };
+    let late = LateSource::new(access.clone(), &image.sources, None, here);
+    let layers = image.manifest.layers.iter();
+    Ok(Saved {
+        typed: request.image.clone(),
+        name,
+        tag,
+        manifest: document(&image.digest)?,
+        config: document(&image.manifest.config.digest)?,
+        layers: layers.map(|layer| late.blob(layer.clone())).collect(),
+        image,
+    })
+}
+
+/// `index.json`, where containerd, podman and skopeo look for names.
+fn index(images: &[Saved]) -> Value {
+    let descriptor = |saved: &Saved| {
+        let own: Option<Value> = serde_json::from_slice(&saved.manifest).ok();
+        let own = own.as_ref().and_then(|m| m["mediaType"].as_str());
+        let mut annotations = serde_json::Map::new();
+        if let Some(name) = &saved.name {
+            let full = name.parse::<ImageName>().map(|n| n.to_string());
+            let full = full.unwrap_or_else(|_| name.clone());
+            annotations.insert("io.containerd.image.name".to_owned(), full.into());
+        }
+        if let Some(tag) = &saved.tag {
+            let key = "org.opencontainers.image.ref.name".to_owned();
+            annotations.insert(key, tag.clone().into());
+        }
+        json!({
+            "mediaType": own.unwrap_or(OCI_MANIFEST),
+            "digest": saved.image.digest,
+            "size": saved.manifest.len(),
+            "annotations": annotations,
+        })
+    };
+    let manifests: Vec<Value> = images.iter().map(descriptor).collect();
+    json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": manifests,
+    })
+}
+
+/// An image in Docker's `manifest.json`.
+fn listed(saved: &Saved) -> Value {
+    let layers = saved.image.manifest.layers.iter();
+    let layers: Vec<String> = layers.map(|layer| place(&layer.digest)).collect();
+    json!({
+        "Config": place(&saved.image.manifest.config.digest),
+        "RepoTags": saved.name.iter().collect::<Vec<_>>(),
+        "Layers": layers,
+    })
+}
+
+fn place(digest: &Digest) -> String {
+    format!("blobs/{}/{}", digest.algorithm().as_str(), digest.hex())
+}
+
+/// The pages of a layer that is its own original and here whole.
+fn here(cache: &Cache, layer: &Descriptor) -> Result<Option<Pages>, Error> {
+    let Some(stored) = cache.layer(&layer.digest)? else {
+        return Ok(None);
+    };
+    let plain = codec::decode(&stored.index()?).is_ok_and(|i| i.compression == Compression::None);
+    let pages = stored.pages()?;
+    let whole = pages.is_present(ByteRange::new(0, pages.size()));
+    Ok((plain && whole && pages.size() == layer.size).then_some(pages))
+}
+
+/// A tar that is written.
+struct Archive<'a> {
+    out: &'a mut dyn Write,
+    /// Blobs that are in it.
+    written: BTreeSet<Digest>,
+    monitor: &'a dyn Monitor,
+}
+
+impl Archive<'_> {
+    fn head(&mut self, name: &str, size: u64) -> Result<(), Error> {
+        let mut header = Header::new_gnu();
+        header.set_path(name).map_err(Error::Output)?;
+        header.set_entry_type(EntryType::Regular);
+        header.set_mode(0o644);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
+        header.set_size(size);
+        header.set_cksum();
+        self.write(header.as_bytes())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
+        self.out.write_all(bytes).map_err(Error::Output)
+    }
+
+    fn pad(&mut self, size: u64) -> Result<(), Error> {
+        let padding = size.next_multiple_of(BLOCK_BYTES) - size;
+        self.write(&[0; BLOCK_BYTES as usize][..padding as usize])
+    }
+
+    fn file(&mut self, name: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.head(name, bytes.len() as u64)?;
+        self.write(bytes)?;
+        self.pad(bytes.len() as u64)
+    }
+
+    fn document(&mut self, digest: &Digest, bytes: &[u8]) -> Result<(), Error> {
+        match self.written.insert(digest.clone()) {
+            true => self.file(&place(digest), bytes),
+            false => Ok(()),
+        }
+    }
+
+    fn copy_cached(&mut self, layer: &Descriptor, pages: &Pages) -> Result<(), Error> {
+        self.head(&place(&layer.digest), layer.size)?;
+        let mut verifier = Verifier::new(layer.digest.clone());
+        let (mut at, mut scratch) = (0, Vec::new());
+        while at < layer.size {
+            let range = ByteRange::new(at, layer.size.min(at + PIECE_BYTES));
+            let mut bytes = vec![0; range.len() as usize];
+            if pages.read(range, &mut bytes, &mut scratch)? != Presence::Read {
+                return Err(Error::Gone(layer.digest.clone()));
+            }
+            verifier.update(&bytes);
+            self.write(&bytes)?;
+            at = range.end();
+        }
+        self.finish(layer, verifier)
+    }
+
+    async fn stream(&mut self, layer: &Descriptor, blob: &dyn Blob) -> Result<(), Error> {
+        let mut stream = blob.open(ByteRange::new(0, layer.size)).await?;
+        self.head(&place(&layer.digest), layer.size)?;
+        self.monitor.event(Event::LayerStarted {
+            layer: layer.digest.clone(),
+            size: layer.size,
+        });
+        let mut verifier = Verifier::new(layer.digest.clone());
+        let (mut arrived, mut reported) = (0, 0);
+        while let Some(bytes) = stream.next().await {
+            let bytes = bytes?;
+            verifier.update(&bytes);
+            self.write(&bytes)?;
+            arrived += bytes.len() as u64;
+            if arrived - reported >= PROGRESS_BYTES {
+                reported = arrived;
+                let layer = layer.digest.clone();
+                let bytes = arrived;
+                self.monitor.event(Event::LayerProgress { layer, bytes });
+            }
+        }
+        self.finish(layer, verifier)?;
+        let layer = layer.digest.clone();
+        self.monitor.event(Event::LayerDone { layer });
+        Ok(())
+    }
+
+    fn finish(&mut self, layer: &Descriptor, verifier: Verifier) -> Result<(), Error> {
+        verifier.finish().map_err(|mismatch| {
+            let what = format!("layer {}: {mismatch}", layer.digest);
+            crate::blob::Error::new(crate::blob::ErrorKind::Corrupt, what)
+        })?;
+        self.pad(layer.size)
+    }
+
+    fn end(mut self) -> Result<(), Error> {
+        self.write(&[0; 2 * BLOCK_BYTES as usize])?;
+        self.out.flush().map_err(Error::Output)
+    }
+}
+
+impl Error {
+    /// Says which original is missing.
+    fn about(self, image: &str, layer: &Descriptor) -> Error {
+        match self {
+            Error::Blob(source) => Error::Original {
+                image: image.to_owned(),
+                layer: layer.digest.clone(),
+                source,
+            },
+            other => other,
+        }
+    }
+}
+
+/// A file that appears under its name when it is whole.
+#[derive(Debug)]
+pub struct WholeFile {
+    path: std::path::PathBuf,
+    partial: std::path::PathBuf,
+    file: io::BufWriter<std::fs::File>,
+}
+
+impl WholeFile {
+    /// Starts to write what will be `path`.
+    pub fn create(path: &std::path::Path) -> Result<WholeFile, Error> {
+        let mut name = std::ffi::OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(format!(".{}-{:08x}", std::process::id(), fastrand::u32(..)));
+        let partial = path.with_file_name(name);
+        if path.is_dir() {
+            let what = "is a directory".to_owned();
+            let path = path.to_owned();
+            return Err(Error::File { path, what });
+        }
+        let file = std::fs::File::create_new(&partial).map_err(|e| Error::file(path, e))?;
+        Ok(WholeFile {
+            path: path.to_owned(),
+            partial,
+            file: io::BufWriter::with_capacity(PIECE_BYTES as usize, file),
+        })
+    }
+
+    /// Gives it its name.
+    pub fn finish(mut self) -> Result<(), Error> {
+        let failed = |e| Error::file(&self.path, e);
+        self.file.flush().map_err(failed)?;
+        std::fs::rename(&self.partial, &self.path).map_err(failed)
+    }
+}
+
+impl Write for WholeFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl Drop for WholeFile {
+    fn drop(&mut self) {
+        // Nothing is there once it has its name.
+        let _gone = std::fs::remove_file(&self.partial);
+    }
+}
