@@ -54,6 +54,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("libz_rs_sys", &["layer"]),
     ("lru", &["fs", "content"]),
     ("minijinja", &["image"]),
+    ("nix", &["cache"]),
     ("oci_spec", &["oci"]),
     ("reqwest", &["registry"]),
     ("ring", &["pack"]),

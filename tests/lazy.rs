@@ -295,3 +295,71 @@ fn what_one_start_touched_comes_to_the_next_before_it_asks_and_little_else() {
         assert!(fetched <= most, "{pack:?}: {fetched} bytes, not {most}");
     }
 }
+
+#[test]
+fn two_mounts_of_one_cache_share_a_request() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(Pack::Plain);
+    drop(mount(&place, &registry, &[]));
+    place.ok(&["cache", "prune", "--data"]);
+    let second = place.path("second");
+    std::fs::create_dir(&second).unwrap();
+    let first = mount(&place, &registry, &["--fill", "never"]);
+    let image = registry.image();
+    let second = second.to_str().unwrap();
+    place.ok(&["-q", "--fill", "never", &image, second]);
+    let before = registry.control.blob_requests.load(SeqCst);
+    registry.control.held.store(true, SeqCst);
+    let roots = [first.path(""), second.into()];
+    let readers = roots.map(|root| {
+        std::thread::spawn(move || {
+            let mut buffer = [0; 4096];
+            let file = File::open(root.join("d/a")).unwrap();
+            file.read_exact_at(&mut buffer, 320 << 10).unwrap();
+            buffer
+        })
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    registry.control.held.store(false, SeqCst);
+    for reader in readers {
+        assert!(reader.join().unwrap() == noise(6, 1)[320 << 10..][..4096]);
+    }
+    let asked = registry.control.blob_requests.load(SeqCst) - before;
+    place.ok(&["umount", second]);
+    assert_eq!(asked, 1, "requests for one span in two processes");
+}
+
+#[test]
+fn what_is_cheaper_to_fetch_whole_than_piece_by_piece_is() {
+    if !can_mount() {
+        return;
+    }
+    // A start that is known waits for what is not, and the rest may stay away.
+    for known in [false, true] {
+        let (place, registry) = sparse_start(Pack::Gzip);
+        let mounted = mount(&place, &registry, &[]);
+        if known {
+            read_some(&mounted);
+        }
+        end(&place, mounted);
+        place.ok(&["cache", "prune", "--data"]);
+        // 40 round trips of 150 ms are longer than 6 MB take at 100 Mbit/s.
+        registry.control.count_steps(150);
+        let mounted = mount(&place, &registry, &[]);
+        let elsewhere = File::open(mounted.path("d/9")).unwrap();
+        elsewhere.read_exact_at(&mut [0; 16], 300_000).unwrap();
+        let is_whole = || {
+            let layer = &place.stats()["layers"][0];
+            layer["present_bytes"] == layer["address_bytes"]
+        };
+        // Long before a fill would begin because it is quiet.
+        let deadline = Instant::now() + Duration::from_secs(if known { 3 } else { 8 });
+        while Instant::now() < deadline && !is_whole() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert_eq!(is_whole(), !known, "known: {known}");
+        drop((elsewhere, mounted));
+    }
+}

@@ -162,6 +162,11 @@ impl Pages {
         self
     }
 
+    /// The file of the bits, for locks.
+    pub(super) fn present(&self) -> &File {
+        &self.present
+    }
+
     /// Length of the address space in bytes.
     pub fn size(&self) -> u64 {
         self.size

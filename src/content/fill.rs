@@ -3,6 +3,10 @@
 //! It asks for little at a time (what comes in 50 ms), twice at once so that the link is never
 //! idle, and asks for nothing while a reader waits: what is under way then is the most that a
 //! reader shares the link with.
+//!
+//! A start about which nothing is known will wait for one span after the other. Where all that is
+//! missing comes sooner than so many round trips take, it is not asked for piece by piece: the fill
+//! begins with the first wait, and does not stop for others ([`Hurry::Rushed`]).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
@@ -12,11 +16,20 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use crate::content::prefetch::Job;
-use crate::content::{Content, Error, Fill, Notice};
+use crate::content::{Content, Error, Fill, Layer, Notice};
 use crate::layer::SpanStart;
 
 /// Requests at a time: one comes while the other is asked for.
 const REQUESTS: usize = 2;
+
+/// Most requests at a time of a fill that nobody has to be considered for: half of what one source
+/// may have.
+const RUSHED_REQUESTS_MAX: usize = 4;
+
+/// How often a start waits, one time after the other, about which nothing is known. Measured with
+/// spans of this size: a program that imports three modules of python waits 77 times, a smaller one
+/// less often.
+const LIKELY_WAITS: u32 = 40;
 
 /// What one request may ask for is what comes in this time.
 const REQUEST_TIME: Duration = Duration::from_millis(50);
@@ -34,6 +47,15 @@ const QUIET_BETWEEN: Duration = Duration::from_millis(100);
 
 /// How often it looks whether it is quiet.
 const GLANCE: Duration = Duration::from_millis(20);
+
+/// Whether a fill gives way to readers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hurry {
+    /// It asks for nothing while one waits.
+    Considerate,
+    /// It is what they wait for.
+    Rushed,
+}
 
 /// Whether readers wait, and since when none does.
 #[derive(Debug)]
@@ -87,10 +109,10 @@ impl Content {
             Fill::Now => Duration::ZERO,
         };
         runtime.spawn(async move {
-            content.demand.quiet(begin).await;
-            tracing::debug!("filling");
+            let hurry = content.until_due(begin).await;
+            tracing::debug!(?hurry, "filling");
             match content.prove_all().await {
-                Ok(()) => content.fill_all().await,
+                Ok(()) => content.fill_all(hurry).await,
                 Err(error) => {
                     tracing::error!(%error, "nothing more is given out");
                     return content.poison();
@@ -119,7 +141,47 @@ impl Content {
         Ok(())
     }
 
-    async fn fill_all(self: &Arc<Self>) {
+    /// Waits until readers have been quiet for as long as `quiet`, or until it is cheaper to fetch
+    /// everything than to go on waiting for pieces.
+    async fn until_due(&self, quiet: Duration) -> Hurry {
+        while !self.demand.is_quiet(quiet) {
+            if self.is_cheaper_whole() {
+                return Hurry::Rushed;
+            }
+            tokio::time::sleep(GLANCE).await;
+        }
+        Hurry::Considerate
+    }
+
+    /// Whether all that is missing comes sooner than a start of which nothing is known has waited for
+    /// its pieces. Not before a first answer: only then is known what a round trip takes.
+    fn is_cheaper_whole(&self) -> bool {
+        let known = !self.is_learning() || self.layers.iter().any(|l| l.source.prove.is_some());
+        if known || !self.tally.has_stalled() {
+            return false;
+        }
+        let missing = |l: &Layer| {
+            let (index, pages) = (&l.source.index, &l.source.pages);
+            let absent = pages.size().saturating_sub(pages.present_bytes());
+            let share = absent as f64 / pages.size().max(1) as f64;
+            (index.compressed_size as f64 * share) as u64
+        };
+        let missing = self.layers.iter().map(missing).sum();
+        self.pace.time_of(missing) <= self.pace.round_trip() * LIKELY_WAITS
+    }
+
+    /// How many requests are under way at a time.
+    fn requests(&self, hurry: Hurry) -> usize {
+        match hurry {
+            Hurry::Considerate => REQUESTS,
+            Hurry::Rushed => {
+                let trips = self.pace.round_trip().as_millis() / REQUEST_TIME.as_millis();
+                (REQUESTS + trips as usize).min(RUSHED_REQUESTS_MAX)
+            }
+        }
+    }
+
+    async fn fill_all(self: &Arc<Self>, hurry: Hurry) {
         let mut under_way = JoinSet::new();
         let mut quiet = Duration::ZERO;
         // The smallest remainder first: a layer that is whole is worth more than two halves.
@@ -140,12 +202,12 @@ impl Content {
                         return;
                     }
                 }
-                if !self.demand.is_quiet(quiet) {
+                if hurry == Hurry::Considerate && !self.demand.is_quiet(quiet) {
                     quiet = QUIET_BETWEEN;
                     self.demand.quiet(quiet).await;
                 }
                 at = job.spans.end;
-                if under_way.len() == REQUESTS {
+                if under_way.len() >= self.requests(hurry) {
                     under_way.join_next().await;
                 }
                 let content = self.clone();
@@ -183,8 +245,7 @@ impl Content {
         layers
     }
 
-    /// The next absent spans of a layer, from `at` on: about what comes in the time of a request,
-    /// up to a place where decoding can begin, so that nothing is fetched twice.
+    /// The next absent spans of a layer, from `at` on: no more than comes in the time of a request.
     fn next_job(&self, layer: u32, at: usize) -> Option<Job> {
         let of = self.layers.get(layer as usize)?;
         let spans = &of.source.index.spans;
@@ -194,10 +255,20 @@ impl Content {
         // So that the last ones fit below the budget as well.
         let bytes = bytes.min(of.source.pages.room() / (2 * REQUESTS as u64));
         let far = spans[first].compressed.start() + bytes;
+        let mut entry = None;
         let end = (first + 1..spans.len()).find(|&span| {
-            of.has_span(span)
-                || spans[span].compressed.start() >= far && spans[span].start != SpanStart::Continue
+            let is_far = spans[span].compressed.end() > far;
+            if !is_far && spans[span].start != SpanStart::Continue {
+                entry = Some(span);
+            }
+            is_far || of.has_span(span)
         });
+        // What follows a place to begin can be asked for at the same time; elsewhere it goes on with
+        // the decoder of this one, after it.
+        let end = match end {
+            Some(end) if !of.has_span(end) => Some(entry.unwrap_or(end)),
+            end => end,
+        };
         Some(Job {
             layer,
             spans: first..end.unwrap_or(spans.len()),

@@ -1,57 +1,124 @@
-//! How fast the source is, measured while running: bytes a second, and the time to a first byte.
+//! How fast the source is, measured while running: bytes a second of all streams together, and the
+//! time of a round trip.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Until something was measured: 100 Mbit/s and 20 ms.
-const BYTES_PER_SECOND: u64 = 12_500_000;
-const FIRST_BYTE: Duration = Duration::from_millis(20);
+const BYTES_PER_SECOND: f64 = 12_500_000.0;
+const ROUND_TRIP: Duration = Duration::from_millis(20);
 
-/// Shorter answers say little about the bandwidth.
+/// How long arriving bytes are counted for one measurement.
+const WINDOW: Duration = Duration::from_millis(25);
+
+/// Fewer bytes say little about the bandwidth: they may have waited in a buffer.
 const MEASURED_BYTES_MIN: u64 = 64 << 10;
 
 /// A running measurement.
+#[derive(Debug, Default)]
+pub(super) struct Pace(Mutex<State>);
+
 #[derive(Debug)]
-pub(super) struct Pace {
-    bytes_per_second: AtomicU64,
-    first_byte_us: AtomicU64,
+struct State {
+    bytes_per_second: f64,
+    round_trip: Duration,
+    /// Streams that are arriving.
+    streams: usize,
+    /// Since when bytes are counted, and how many came.
+    since: Instant,
+    bytes: u64,
 }
 
-impl Default for Pace {
-    fn default() -> Pace {
-        Pace {
-            bytes_per_second: AtomicU64::new(BYTES_PER_SECOND),
-            first_byte_us: AtomicU64::new(FIRST_BYTE.as_micros() as u64),
+impl Default for State {
+    fn default() -> State {
+        State {
+            bytes_per_second: BYTES_PER_SECOND,
+            round_trip: ROUND_TRIP,
+            streams: 0,
+            since: Instant::now(),
+            bytes: 0,
         }
     }
 }
 
-impl Pace {
-    /// An answer whose first byte took `first_byte` and whose `bytes` took `whole` after that.
-    pub(super) fn saw(&self, first_byte: Duration, bytes: u64, whole: Duration) {
-        let us = u64::try_from(first_byte.as_micros()).unwrap_or(u64::MAX);
-        blend(&self.first_byte_us, us);
-        if bytes >= MEASURED_BYTES_MIN {
-            let rate = bytes as f64 / whole.as_secs_f64().max(1e-4);
-            blend(&self.bytes_per_second, rate as u64);
+impl State {
+    fn measure(&mut self, now: Instant) {
+        let time = now.saturating_duration_since(self.since);
+        if self.bytes >= MEASURED_BYTES_MIN {
+            let rate = self.bytes as f64 / time.as_secs_f64().max(1e-4);
+            // A quarter of the news: moments vary, links do not.
+            self.bytes_per_second += (rate - self.bytes_per_second) / 4.0;
         }
+        (self.since, self.bytes) = (now, 0);
+    }
+}
+
+/// An answer that is arriving, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Receiving<'a>(&'a Pace);
+
+impl Pace {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An answer begins to arrive, `asked` after it was asked for.
+    pub(super) fn receive(&self, asked: Duration) -> Receiving<'_> {
+        let mut state = self.lock();
+        // A busy link and a new connection make answers late, nothing makes them early.
+        state.round_trip = match asked < state.round_trip {
+            true => asked,
+            false => state.round_trip + (asked - state.round_trip) / 16,
+        };
+        if state.streams == 0 {
+            (state.since, state.bytes) = (Instant::now(), 0);
+        }
+        state.streams += 1;
+        Receiving(self)
     }
 
     /// Bytes that come in `time`.
     pub(super) fn bytes_in(&self, time: Duration) -> u64 {
-        (self.bytes_per_second.load(Relaxed) as f64 * time.as_secs_f64()) as u64
+        (self.lock().bytes_per_second * time.as_secs_f64()) as u64
+    }
+
+    /// Time in which `bytes` come.
+    pub(super) fn time_of(&self, bytes: u64) -> Duration {
+        let rate = self.lock().bytes_per_second.max(1.0);
+        Duration::from_secs_f64((bytes as f64 / rate).min(1e9))
+    }
+
+    /// Time from a question to its answer.
+    pub(super) fn round_trip(&self) -> Duration {
+        self.lock().round_trip
     }
 
     /// Bytes that are cheaper to fetch than to ask again for what follows them.
     pub(super) fn gap(&self) -> u64 {
-        self.bytes_in(Duration::from_micros(self.first_byte_us.load(Relaxed)))
+        self.bytes_in(self.round_trip())
     }
 }
 
-/// A quarter of the news: answers vary, links do not.
-fn blend(value: &AtomicU64, new: u64) {
-    let old = value.load(Relaxed);
-    value.store(old - old / 4 + new / 4, Relaxed);
+impl Receiving<'_> {
+    /// More bytes of it came.
+    pub(super) fn arrived(&self, bytes: u64) {
+        let mut state = self.0.lock();
+        state.bytes += bytes;
+        let now = Instant::now();
+        if now.saturating_duration_since(state.since) >= WINDOW {
+            state.measure(now);
+        }
+    }
+}
+
+impl Drop for Receiving<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.streams -= 1;
+        if state.streams == 0 {
+            state.measure(Instant::now());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -59,18 +126,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_learns() {
+    fn it_learns_what_streams_bring_together() {
         let pace = Pace::default();
         for _ in 0..40 {
-            pace.saw(
-                Duration::from_millis(5),
-                1_000_000,
-                Duration::from_millis(10),
-            );
+            let two =
+                [Duration::from_millis(5), Duration::from_millis(30)].map(|t| pace.receive(t));
+            // 1 MB in 10 ms, half of it in each stream.
+            let ago = Duration::from_millis(10);
+            pace.lock().since = Instant::now().checked_sub(ago).unwrap();
+            two.iter().for_each(|stream| stream.arrived(500_000));
         }
-        let gap = pace.gap();
-        assert!((450_000..=550_000).contains(&gap), "{gap}");
-        pace.saw(Duration::from_millis(5), 10, Duration::from_secs(1));
-        assert!(pace.gap() > 450_000, "a short answer says little");
+        let rate = pace.bytes_in(Duration::from_secs(1)) as f64;
+        // The clock goes on while this runs.
+        assert!((30e6..=101e6).contains(&rate), "{rate}");
+        assert!(pace.round_trip() < Duration::from_millis(7));
+        let before = pace.bytes_in(Duration::from_secs(1));
+        pace.receive(Duration::from_millis(5)).arrived(10);
+        assert_eq!(
+            pace.bytes_in(Duration::from_secs(1)),
+            before,
+            "a few bytes say little"
+        );
     }
 }

@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tokio::runtime::Runtime;
 
+use crate::blob::ByteRange;
+use crate::cache::PAGE_BYTES;
 use crate::content::fetch::needed;
 use crate::content::profile::Profile;
 use crate::content::run::Why;
@@ -29,7 +31,7 @@ const JOB_BYTES: u64 = 1 << 20;
 
 /// Most bytes that nobody wants between two wanted spans, however fast the link: other jobs run in
 /// the time of a round trip, and on a fast link bandwidth x RTT would be half the image.
-const GAP_BYTES_MAX: u64 = 32 << 10;
+const GAP_BYTES_MAX: u64 = 16 << 10;
 
 /// A stretch of a layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,7 +50,12 @@ impl Content {
             if jobs.is_empty() {
                 return;
             }
-            tracing::debug!(jobs = jobs.len(), "prefetching what earlier starts used");
+            let bytes: u64 = jobs.iter().map(|job| content.compressed(job)).sum();
+            tracing::debug!(
+                jobs = jobs.len(),
+                bytes,
+                "prefetching what earlier starts used"
+            );
             let next = Arc::new(AtomicUsize::new(0));
             for _ in 0..JOBS.min(jobs.len()) {
                 let (content, jobs, next) = (content.clone(), jobs.clone(), next.clone());
@@ -59,6 +66,17 @@ impl Content {
                 });
             }
         });
+    }
+
+    /// Compressed bytes of a job, from where decoding begins.
+    pub(super) fn compressed(&self, job: &Job) -> u64 {
+        let Some(layer) = self.layers.get(job.layer as usize) else {
+            return 0;
+        };
+        let index = &layer.source.index;
+        let start = index.spans[index.decode_start(job.spans.start)].compressed;
+        let end = index.spans[job.spans.end - 1].compressed.end();
+        end.saturating_sub(start.start())
     }
 
     /// Brings the spans of a job that are neither present nor on their way.
@@ -108,6 +126,18 @@ impl Content {
 }
 
 impl Layer {
+    /// Whether the pages that lie wholly within a span are present; false for one that has none. What
+    /// another process has of the pages at its ends is not known here.
+    pub(super) fn has_pages_of(&self, span: usize) -> bool {
+        let address = self.source.index.spans[span].address;
+        let end = match address.end() == self.source.pages.size() {
+            true => address.end(),
+            false => address.end() / PAGE_BYTES * PAGE_BYTES,
+        };
+        let inner = ByteRange::new(address.start().next_multiple_of(PAGE_BYTES), end);
+        !inner.is_empty() && self.source.pages.is_present(inner)
+    }
+
     /// Whether all of a span can be read.
     pub(super) fn has_span(&self, span: usize) -> bool {
         needed(self, self.source.index.spans[span].address).is_empty()

@@ -10,12 +10,13 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use lru::LruCache;
 
 use crate::blob::ByteRange;
+use crate::cache::FetchRight;
 use crate::content::error::Error;
 use crate::content::{Content, Layer};
 use crate::layer::decode::SpanDecoder;
@@ -29,6 +30,12 @@ const READERS_MAX: NonZeroUsize = NonZeroUsize::new(32).unwrap();
 
 /// Longest run, in spans: 8 MiB of address space.
 const AHEAD_MAX: usize = 64;
+
+/// How long another process is waited for that fetches the same: it may have been stopped.
+const OTHERS_PATIENCE: Duration = Duration::from_secs(30);
+
+/// How often one looks whether it has done so.
+const OTHERS_GLANCE: Duration = Duration::from_millis(5);
 
 /// For whom a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +120,10 @@ impl Content {
     ) -> Result<(), Error> {
         let layer = self.layer(number)?;
         let index = &*layer.whole_index().await?;
+        let _right = self.right_to(layer, left).await;
+        if left.start == left.end {
+            return Ok(());
+        }
         let slot = layer.runs.slot(index.decode_start(left.start));
         let mut parked = slot.lock().await;
         // What the one before needed may have brought what is wanted here.
@@ -123,10 +134,11 @@ impl Content {
         if left.start == left.end {
             return Ok(());
         }
-        let end = match why {
-            Why::Demand => until(layer, left),
-            Why::Background => left.end,
+        let ahead = match why {
+            Why::Demand => self.ahead(layer, left),
+            Why::Background => Ahead::none(self, number, left.end),
         };
+        let end = ahead.spans.end;
         let mut decoding = match parked.take() {
             Some(parked) if parked.spans.contains(&left.start) => parked,
             _ => Decoding::begin(index, &(left.start..end))?,
@@ -136,17 +148,17 @@ impl Content {
         self.tally.requests.fetch_add(1, Relaxed);
         let asked = Instant::now();
         let mut stream = layer.source.blob.open(range).await?;
-        let answered = Instant::now();
+        let receiving = self.pace.receive(asked.elapsed());
         while let Some(piece) = stream.next().await {
             let piece = piece?;
             self.tally
                 .fetched_bytes
                 .fetch_add(piece.len() as u64, Relaxed);
+            receiving.arrived(piece.len() as u64);
             decoding.offset += piece.len() as u64;
             tokio::task::block_in_place(|| self.decode(layer, &mut decoding, &piece, left))?;
         }
-        self.pace
-            .saw(answered - asked, range.len(), answered.elapsed());
+        drop(receiving);
         if decoding.spans.start < end {
             // The stream gave all its bytes, and the decoder says what is wrong with them.
             decoding.decoder.finish()?;
@@ -156,6 +168,41 @@ impl Content {
             *parked = Some(decoding);
         }
         Ok(())
+    }
+
+    /// Waits until no other process fetches what is in `left`, and takes from it what one has brought
+    /// meanwhile: two mounts of one image share their requests.
+    async fn right_to(&self, layer: &Layer, left: &mut Range<usize>) -> Option<FetchRight> {
+        let (since, spans) = (Instant::now(), &layer.source.index.spans);
+        let mut waited = false;
+        loop {
+            let right = layer.source.pages.try_fetch(ByteRange::new(
+                spans[left.start].address.start(),
+                spans[left.end - 1].address.end(),
+            ));
+            while waited && left.start < left.end && layer.has_pages_of(left.start) {
+                self.flights.landed(layer.number, left.start);
+                left.start += 1;
+            }
+            if right.is_some() || left.start == left.end || since.elapsed() > OTHERS_PATIENCE {
+                return right;
+            }
+            waited = true;
+            tokio::time::sleep(OTHERS_GLANCE).await;
+        }
+    }
+
+    /// Takes on what a sequential reader of `wanted` will ask for next: not what is there, and not
+    /// what somebody else is bringing.
+    fn ahead(&self, layer: &Layer, wanted: &Range<usize>) -> Ahead<'_> {
+        let mut ahead = Ahead::none(self, layer.number, wanted.end);
+        for span in wanted.end..until(layer, wanted) {
+            if self.flights.claim(layer.number, &[span]).is_empty() {
+                break;
+            }
+            ahead.spans.end = span + 1;
+        }
+        ahead
     }
 
     fn decode(
@@ -182,6 +229,33 @@ impl Content {
             self.tally.verify_failures.fetch_add(1, Relaxed);
             Error::Layer(e)
         })
+    }
+}
+
+/// Spans that were taken on beyond those that somebody waits for. Whoever has come to wait for one
+/// meanwhile is woken in any case, and asks again if it did not come.
+struct Ahead<'a> {
+    content: &'a Content,
+    layer: u32,
+    spans: Range<usize>,
+}
+
+impl<'a> Ahead<'a> {
+    fn none(content: &'a Content, layer: u32, at: usize) -> Ahead<'a> {
+        let spans = at..at;
+        Ahead {
+            content,
+            layer,
+            spans,
+        }
+    }
+}
+
+impl Drop for Ahead<'_> {
+    fn drop(&mut self) {
+        for span in self.spans.clone() {
+            self.content.flights.landed(self.layer, span);
+        }
     }
 }
 

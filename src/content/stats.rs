@@ -66,6 +66,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Whether a reader has waited and was served.
+    pub(super) fn has_stalled(&self) -> bool {
+        self.stalled.load(Relaxed) > 0
+    }
+
     pub(super) fn stalled(&self, waited: Duration) {
         let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
         self.stalled.fetch_add(1, Relaxed);
