@@ -12,6 +12,7 @@
 //!        /pins/HEX.json               images that are neither evicted nor pruned
 //!        /denied/HEX                  packs that were found to lie
 //!        /blobs/sha256-HEX            blobs that no registry has (see `blobs`)
+//!        /uploads/HEX.json            where a broken push goes on
 //!        /tmp/PID-RANDOM/             things on their way in or out (see `staging`)
 //!        /locks/                      lock files, never removed
 //! ```
@@ -47,6 +48,7 @@ mod profiles;
 mod recency;
 mod staging;
 mod stores;
+mod uploads;
 mod usage;
 mod verify;
 
@@ -94,6 +96,7 @@ struct Root {
     pins: Directory,
     denied: Directory,
     blobs: Directory,
+    uploads: Directory,
     tmp: Directory,
     locks: Directory,
     /// Present when the page stores have a budget.
@@ -142,6 +145,7 @@ impl Cache {
             pins: version.ensure("pins")?,
             denied: version.ensure("denied")?,
             blobs: version.ensure("blobs")?,
+            uploads: version.ensure("uploads")?,
             tmp: version.ensure("tmp")?,
             locks: version.ensure("locks")?,
             evictor: budget.map(Evictor::new),

@@ -73,6 +73,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         }
         Command::Key(command) => key::run(command)?,
         Command::Explain { source, json } => publish::explain(&source, json, settings)?,
+        Command::Push(push) => freeze::push(&push, &args.global, settings)?,
         Command::Commit(commit) => freeze::commit(&commit, &args.global, settings)?,
         Command::Image(command) => return image::run(command, &args.global, settings),
         Command::Completions { shell } => output::completions(shell),

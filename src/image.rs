@@ -15,6 +15,7 @@
 //! | [`copy`], [`export`] | files and directories out of an image: to the disk, as a tar |
 //! | [`changes`] | what a container has changed |
 //! | [`commit`] | the changes become a layer, and the layer an image |
+//! | [`push`] | an image goes to a registry |
 
 pub mod changes;
 pub mod commit;
@@ -28,6 +29,7 @@ pub mod load;
 pub mod login;
 pub mod path;
 pub mod pull;
+pub mod push;
 mod reach;
 pub mod save;
 pub mod store;

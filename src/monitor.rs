@@ -37,6 +37,27 @@ pub enum Event {
         /// Blob digest.
         layer: Digest,
     },
+    /// A blob starts to be pushed; `size` is its length in bytes.
+    PushStarted {
+        /// Blob digest.
+        blob: Digest,
+        /// Bytes in all.
+        size: u64,
+    },
+    /// Bytes of the blob that the registry has so far.
+    PushProgress {
+        /// Blob digest.
+        blob: Digest,
+        /// Bytes so far.
+        bytes: u64,
+    },
+    /// The registry has the blob.
+    Pushed {
+        /// Blob digest.
+        blob: Digest,
+        /// How it came there, for people: `pushed`, `mounted from …`, `there already`.
+        how: String,
+    },
     /// Something that a person should know and that does not stop the work.
     Warning {
         /// One line.

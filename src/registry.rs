@@ -39,12 +39,14 @@ mod redirect;
 mod secret;
 mod status;
 mod token;
+mod upload;
 
 pub use blob::RegistryBlob;
 pub use credentials::{Credentials, Source};
 pub use login::check_login;
 pub use push::Referrer;
 pub use secret::Secret;
+pub use upload::{Mounted, Upload};
 
 /// How to talk to registries.
 #[derive(Debug, Clone)]
@@ -174,6 +176,32 @@ impl Registry {
         }
         let upload = || push::blob(&self.shared, digest, bytes.clone());
         self.retry.run(upload).await
+    }
+
+    /// Begins an upload, or takes the blob over from the repository `from` of the same registry.
+    pub async fn begin_upload(
+        &self,
+        digest: &Digest,
+        from: Option<&str>,
+    ) -> Result<Mounted, Error> {
+        self.retry
+            .run(|| upload::begin(&self.shared, digest, from))
+            .await
+    }
+
+    /// What the registry has of an upload that was begun at `place`; `None` when it has none.
+    pub async fn upload_state(&self, place: &str) -> Result<Option<Upload>, Error> {
+        self.retry.run(|| upload::state(&self.shared, place)).await
+    }
+
+    /// Sends the next piece of an upload. After an error that is transient, ask for its state.
+    pub async fn upload_piece(&self, upload: &Upload, bytes: Bytes) -> Result<Upload, Error> {
+        upload::piece(&self.shared, upload, bytes).await
+    }
+
+    /// Ends an upload: the registry compares the digest.
+    pub async fn finish_upload(&self, upload: &Upload, digest: &Digest) -> Result<(), Error> {
+        upload::finish(&self.shared, upload, digest).await
     }
 
     /// Stores a manifest under a tag or its digest. Its blobs must be there.

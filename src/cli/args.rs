@@ -122,6 +122,8 @@ pub enum Command {
     },
     /// Make an image of what was changed in a writable mount
     Commit(freeze::CommitArgs),
+    /// Push an image to a registry: what is missing there; a broken push goes on the next time
+    Push(freeze::PushArgs),
     /// Images: what is known of them, what is in them, the store
     #[command(flatten)]
     Image(ImageCommand),

@@ -1,14 +1,17 @@
 //! `rsmount diff MOUNTPOINT` and `rsmount commit`: what a container has changed, and an image of it.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::cli::args::freeze::CommitArgs;
+use crate::cli::args::freeze::{CommitArgs, PushArgs};
 use crate::cli::args::{Global, PullArg, ReachArgs, TrustArg};
 use crate::cli::mount::reach_request;
 use crate::cli::output::{self, Failure};
+use crate::cli::progress::Progress;
 use crate::cli::settings::Settings;
 use crate::image::commit::{self, Commit};
+use crate::image::push;
 use crate::monitor::{Event, Monitor};
 use crate::mount::{MountRequest, mountpoint, record};
 
@@ -100,6 +103,41 @@ pub(crate) fn commit(
     }
     output::line(&committed.digest.to_string());
     Ok(())
+}
+
+pub(crate) fn push(args: &PushArgs, global: &Global, settings: Settings) -> Result<(), Failure> {
+    let request = reach_request(&args.image, &args.reach, settings)?;
+    let bars = Arc::new(Bars(Mutex::new(Progress::new(global.quiet))));
+    let pushed = push::push(
+        &request,
+        args.to.as_deref(),
+        args.update_index,
+        bars.clone(),
+    );
+    bars.with(|progress| progress.finish());
+    let pushed = pushed.map_err(|e| Failure::of(&e))?;
+    if args.json {
+        return output::json(&pushed);
+    }
+    let digest = pushed.index.as_ref().unwrap_or(&pushed.digest);
+    output::line(&format!("{}@{digest}", pushed.image));
+    Ok(())
+}
+
+/// Progress that several threads tell of.
+#[derive(Debug)]
+struct Bars(Mutex<Progress>);
+
+impl Bars {
+    fn with(&self, show: impl FnOnce(&mut Progress)) {
+        show(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+impl Monitor for Bars {
+    fn event(&self, event: Event) {
+        self.with(|progress| progress.show(event));
+    }
 }
 
 /// The time of day, or what reproducible builds say it is

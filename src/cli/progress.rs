@@ -97,13 +97,17 @@ fn lines(event: &Event) {
             ));
         }
         Event::LayerDone { layer } => note(&format!("layer {}: verified", layer.short())),
+        Event::PushStarted { blob, size: bytes } => {
+            note(&format!("blob {}: pushing {}", blob.short(), size(*bytes)));
+        }
+        Event::Pushed { blob, how } => note(&format!("blob {}: {how}", blob.short())),
         _ => {}
     }
 }
 
 fn draw(all: &MultiProgress, bars: &mut HashMap<Digest, ProgressBar>, event: Event) {
     match event {
-        Event::LayerStarted { layer, size } => {
+        Event::LayerStarted { layer, size } | Event::PushStarted { blob: layer, size } => {
             let bar = all.add(ProgressBar::new(size).with_prefix(layer.short().to_owned()));
             let template = "{prefix} {bar:32} {bytes:>10}/{total_bytes:10} {msg}";
             if let Ok(style) = ProgressStyle::with_template(template) {
@@ -111,7 +115,7 @@ fn draw(all: &MultiProgress, bars: &mut HashMap<Digest, ProgressBar>, event: Eve
             }
             bars.insert(layer, bar);
         }
-        Event::LayerProgress { layer, bytes } => {
+        Event::LayerProgress { layer, bytes } | Event::PushProgress { blob: layer, bytes } => {
             if let Some(bar) = bars.get(&layer) {
                 bar.set_position(bytes);
             }
@@ -121,6 +125,12 @@ fn draw(all: &MultiProgress, bars: &mut HashMap<Digest, ProgressBar>, event: Eve
                 bar.finish_with_message("verified");
             }
         }
+        Event::Pushed { blob, how } => match bars.get(&blob) {
+            Some(bar) => bar.finish_with_message(how),
+            None => {
+                let _closed = all.println(format!("{} {how}", blob.short()));
+            }
+        },
         Event::Resolved { .. } | Event::Warning { .. } => {}
     }
 }

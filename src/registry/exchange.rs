@@ -31,6 +31,8 @@ pub(super) struct Ask<'a> {
     pub(super) push: bool,
     /// Whether nothing is asked for but who we are.
     pub(super) login: bool,
+    /// Another repository of the same registry that is read on the way.
+    pub(super) other_repository: Option<&'a str>,
 }
 
 /// An answer, and the other place that it came from, if it did.
@@ -78,10 +80,13 @@ impl Exchange {
             allows: &allows,
         };
         let rights = if ask.push { "pull,push" } else { "pull" };
-        let scope = match ask.login {
+        let mut scope = match ask.login {
             true => String::new(),
             false => format!("repository:{}:{rights}", self.repository),
         };
+        if let Some(other) = ask.other_repository {
+            scope.push_str(&format!(" repository:{other}:pull"));
+        }
         let ticket = self.auth.ticket(&scope, &gate).await?;
         let found = self.follow(&url, ask, &ticket).await?;
         let headers = found.answer.headers("www-authenticate");

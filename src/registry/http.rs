@@ -12,7 +12,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_TYPE, HeaderValue, RANGE};
+use reqwest::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE,
+};
 use url::Url;
 
 use super::redirect::{is_loopback, shown_host};
@@ -25,6 +27,8 @@ use crate::blob::{ByteRange, ByteStream, Error, ErrorKind};
 pub(super) const ERROR_BYTES_MAX: u64 = 64 << 10;
 /// How long such a body may take; then the connection is dropped.
 const ERROR_TIME_MAX: Duration = Duration::from_secs(2);
+/// The slowest link that an upload is waited for on.
+const UPLOAD_BYTES_PER_SECOND: u64 = 32 << 10;
 /// Longest file of certificates in bytes; the bundle of all public roots has 220 KB.
 const CA_BYTES_MAX: u64 = 16 << 20;
 
@@ -36,6 +40,7 @@ pub(super) enum Method {
     Head,
     Post,
     Put,
+    Patch,
 }
 
 /// Bytes that a request brings, and what they are.
@@ -63,6 +68,7 @@ impl From<Method> for reqwest::Method {
             Method::Head => reqwest::Method::HEAD,
             Method::Post => reqwest::Method::POST,
             Method::Put => reqwest::Method::PUT,
+            Method::Patch => reqwest::Method::PATCH,
         }
     }
 }
@@ -127,20 +133,26 @@ impl Http {
             builder = builder.header(ACCEPT, accept);
         }
         if let Some(range) = request.range.filter(|range| !range.is_empty()) {
-            builder = builder.header(
-                RANGE,
-                format!("bytes={}-{}", range.start(), range.end() - 1),
-            );
+            let bytes = format!("{}-{}", range.start(), range.end() - 1);
+            builder = match request.method {
+                // A piece of an upload (OCI distribution-spec: without the unit).
+                Method::Patch => builder.header(CONTENT_RANGE, bytes),
+                _ => builder.header(RANGE, format!("bytes={bytes}")),
+            };
         }
         tracing::debug!(%host, path = url.path(), range = ?request.range, "request");
-        match tokio::time::timeout(self.timeouts.header, builder.send()).await {
+        let sent = request
+            .payload
+            .map_or(0, |payload| payload.bytes.len() as u64);
+        let patience = self.timeouts.header + Duration::from_secs(sent / UPLOAD_BYTES_PER_SECOND);
+        match tokio::time::timeout(patience, builder.send()).await {
             Ok(Ok(response)) => Ok(Answer {
                 response,
                 host,
                 idle: self.timeouts.idle,
             }),
             Ok(Err(error)) => Err(unreachable(&host, error)),
-            Err(_) => Err(silent(&host, self.timeouts.header)),
+            Err(_) => Err(silent(&host, patience)),
         }
     }
 

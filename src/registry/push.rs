@@ -107,8 +107,9 @@ async fn done(at: &Exchange, answer: super::http::Answer, what: &str) -> Result<
             Ok(())
         }
         _ => {
-            let name = format!("{what} of {}", at.repository());
-            Err(status::error(answer, &name).await)
+            let mut error = super::upload::refused(at, answer).await;
+            error.message = format!("{what}: {}", error.message);
+            Err(error)
         }
     }
 }

@@ -10,11 +10,13 @@
 )]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod docker_registry;
 pub mod edge;
 pub mod layout;
 pub mod model;
 pub mod ordinary;
 pub mod place;
 pub mod raw_tar;
+pub mod receiver;
 pub mod registry;
 pub mod seen;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, ValueEnum};
 
+use crate::cli::args::ReachArgs;
 use crate::oci::Compression;
 
 /// Arguments of `commit`.
@@ -27,6 +28,25 @@ pub struct CommitArgs {
     /// How the layer is compressed
     #[arg(long, value_enum, default_value_t = CompressionArg::Gzip)]
     pub compression: CompressionArg,
+    /// JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `push`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct PushArgs {
+    /// The image
+    pub image: String,
+    /// Where to, when not to its own name
+    #[arg(value_name = "DEST")]
+    pub to: Option<String>,
+    /// How to reach both
+    #[command(flatten)]
+    pub reach: ReachArgs,
+    /// Put the image into what DEST stands for, beside its other platforms
+    #[arg(long)]
+    pub update_index: bool,
     /// JSON
     #[arg(long)]
     pub json: bool,
