@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
@@ -113,6 +114,107 @@ fn a_pull_brings_what_is_not_here_and_nothing_else() {
     assert_eq!(listed.len(), 1);
     assert_eq!(listed[0]["local_bytes"], listed[0]["unpacked_bytes"]);
     assert!(place.ok(&["images"]).contains(" all"));
+}
+
+#[test]
+fn a_pull_goes_on_where_another_one_ended() {
+    let place = Place::new();
+    let one = served(&place, "one", &[base().tar()]);
+    let both = served(&place, "both", &[base().tar(), upper(2).tar()]);
+    place.ok(&["-q", "pull", &one.image()]);
+    // Killed in the middle of its second layer.
+    both.control.held.store(true, SeqCst);
+    let mut pull = place.rsmount();
+    let mut pull = pull.args(["-q", "pull", &both.image()]).spawn().unwrap();
+    wait_until("asked for a blob", || {
+        both.control.blob_requests.load(SeqCst) > 0
+    });
+    pull.kill().unwrap();
+    pull.wait().unwrap();
+    both.control.held.store(false, SeqCst);
+    let said = json(&place.ok(&["-q", "pull", "--json", &both.image()]));
+    let pulled = &said[0]["images"][0];
+    assert_eq!(
+        (&pulled["layers"], &pulled["streamed"]),
+        (&2.into(), &1.into())
+    );
+    let left = std::fs::read_dir(place.path("cache/v1/tmp"))
+        .unwrap()
+        .count();
+    assert_eq!(left, 0);
+}
+
+fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "not {what} in 30 s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Writes an image of two platforms, which share their base.
+fn two_platforms(dir: &Path) {
+    let mut entries = Vec::new();
+    for (architecture, seed) in [("amd64", 2), ("arm64", 3)] {
+        layout::write_spoilt(
+            dir,
+            &[base().tar(), upper(seed).tar()],
+            Pack::Gzip,
+            &|parts| {
+                parts.architecture = architecture.to_owned();
+            },
+        );
+        let index = json(&std::fs::read_to_string(dir.join("index.json")).unwrap());
+        let mut entry = index["manifests"][0].clone();
+        entry["platform"] = json(&format!(
+            r#"{{"os":"linux","architecture":"{architecture}"}}"#
+        ));
+        entries.push(entry);
+    }
+    let index = serde_json::json!({
+        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": entries,
+    });
+    let bytes = index.to_string();
+    let digest = rsmount::oci::Digest::of(bytes.as_bytes());
+    std::fs::write(dir.join("blobs/sha256").join(digest.hex()), &bytes).unwrap();
+    let top = serde_json::json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": digest, "size": bytes.len(),
+    }]});
+    std::fs::write(dir.join("index.json"), top.to_string()).unwrap();
+}
+
+#[test]
+fn every_platform_is_pulled_and_listed() {
+    let place = Place::new();
+    two_platforms(&place.path("image"));
+    let registry = Registry::serve(place.path("image"));
+    let image = registry.image();
+    place.ok(&["-q", "pull", "--platform", "linux/arm64", &image]);
+    let listed = images(&place);
+    assert_eq!(
+        (listed.len(), &listed[0]["platform"]),
+        (1, &"linux/arm64".into())
+    );
+    let said = json(&place.ok(&["-q", "pull", "--json", "--all-platforms", &image]));
+    let pulled = said[0]["images"].as_array().unwrap();
+    assert_eq!(pulled.len(), 2);
+    assert_eq!(
+        (&pulled[0]["streamed"], &pulled[1]["streamed"]),
+        (&1.into(), &0.into())
+    );
+    let listed = images(&place);
+    assert_eq!(listed.len(), 2);
+    assert_eq!(listed[0]["digest"], listed[1]["digest"]);
+    for (platform, seed) in [("linux/amd64", 2), ("linux/arm64", 3)] {
+        let path = format!("{image}:/own");
+        let cat = place.run(&["cat", "--offline", "--platform", platform, &path]);
+        assert!(cat.stdout == noise(1 << 20, seed), "{platform}");
+    }
+    // The tag is one name for both.
+    place.ok(&["rmi", &image]);
+    assert_eq!((images(&place).len(), layers(&place)), (0, 0));
 }
 
 #[test]
@@ -539,6 +641,22 @@ fn what_is_no_archive_is_refused_and_leaves_nothing() {
     registry.control.unplugged.store(true, SeqCst);
     let failed = place.run(&["-q", "save", "-o", &path("kept.tar"), &image]);
     refused(&place, &failed, "the original of layer");
+    assert_eq!(std::fs::read(place.path("kept.tar")).unwrap(), b"kept");
+    // However it ends: nothing is left of one that is killed.
+    registry.control.unplugged.store(false, SeqCst);
+    registry.control.held.store(true, SeqCst);
+    let before = registry.control.blob_requests.load(SeqCst);
+    let mut save = place.rsmount();
+    let mut save = save
+        .args(["-q", "save", "-o", &path("kept.tar"), &image])
+        .spawn()
+        .unwrap();
+    wait_until("asked for a blob", || {
+        registry.control.blob_requests.load(SeqCst) > before
+    });
+    save.kill().unwrap();
+    save.wait().unwrap();
+    registry.control.held.store(false, SeqCst);
     assert_eq!(std::fs::read(place.path("kept.tar")).unwrap(), b"kept");
     let into = place.run(&["-q", "save", "-o", "/nonexistent/x.tar", &image]);
     refused(&place, &into, "/nonexistent/x.tar");

@@ -10,10 +10,16 @@
 //! whoever reads it finds the manifest with its digest.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
 use serde_json::{Value, json};
 use tar::{EntryType, Header};
 
@@ -304,38 +310,63 @@ impl Error {
     }
 }
 
-/// A file that appears under its name when it is whole.
+/// A file that appears under its name when it is whole. Until then it has none, so that nothing is
+/// left of one that is never finished, however that ends; where the file system cannot do that, it
+/// has a hidden one.
 #[derive(Debug)]
 pub struct WholeFile {
-    path: std::path::PathBuf,
-    partial: std::path::PathBuf,
-    file: io::BufWriter<std::fs::File>,
+    path: PathBuf,
+    partial: PathBuf,
+    nameless: bool,
+    file: io::BufWriter<File>,
 }
 
 impl WholeFile {
     /// Starts to write what will be `path`.
-    pub fn create(path: &std::path::Path) -> Result<WholeFile, Error> {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(path.file_name().unwrap_or_default());
-        name.push(format!(".{}-{:08x}", std::process::id(), fastrand::u32(..)));
-        let partial = path.with_file_name(name);
+    pub fn create(path: &Path) -> Result<WholeFile, Error> {
         if path.is_dir() {
             let what = "is a directory".to_owned();
             let path = path.to_owned();
             return Err(Error::File { path, what });
         }
-        let file = std::fs::File::create_new(&partial).map_err(|e| Error::file(path, e))?;
+        let mut name = OsString::from(".");
+        name.push(path.file_name().unwrap_or_default());
+        name.push(format!(".{}-{:08x}", std::process::id(), fastrand::u32(..)));
+        let partial = path.with_file_name(name);
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;
+        let nameless = rustix::fs::open(
+            directory.unwrap_or(Path::new(".")),
+            flags,
+            Mode::from_raw_mode(0o666),
+        );
+        let (file, nameless) = match nameless {
+            Ok(fd) => (File::from(fd), true),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+                let file = File::create_new(&partial).map_err(|e| Error::file(path, e))?;
+                (file, false)
+            }
+            Err(e) => return Err(Error::file(path, e)),
+        };
         Ok(WholeFile {
             path: path.to_owned(),
             partial,
+            nameless,
             file: io::BufWriter::with_capacity(PIECE_BYTES as usize, file),
         })
     }
 
-    /// Gives it its name.
+    /// Gives it its name, in place of what had it.
     pub fn finish(mut self) -> Result<(), Error> {
         let failed = |e| Error::file(&self.path, e);
         self.file.flush().map_err(failed)?;
+        if self.nameless {
+            // linkat(2): the way for who may not link an empty path.
+            let descriptor = format!("/proc/self/fd/{}", self.file.get_ref().as_raw_fd());
+            let (from, to) = (rustix::fs::CWD, &self.partial);
+            rustix::fs::linkat(from, descriptor, from, to, AtFlags::SYMLINK_FOLLOW)
+                .map_err(|e| failed(e.into()))?;
+        }
         std::fs::rename(&self.partial, &self.path).map_err(failed)
     }
 }
