@@ -1,9 +1,12 @@
 //! The command line: arguments in, text or JSON out. The only room that prints.
 
 pub mod args;
+mod bench;
 mod cache;
+mod doctor;
 mod freeze;
 mod image;
+mod index;
 mod key;
 mod list;
 mod mount;
@@ -72,6 +75,9 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
             publish::publish(&source, key.as_deref(), json, (&args.global, settings))?;
         }
         Command::Key(command) => key::run(command)?,
+        Command::Index(command) => index::run(&command, &args.global, settings)?,
+        Command::Bench(bench) => bench::bench(&bench, &args.global, settings)?,
+        Command::Doctor(doctor) => return doctor::doctor(&doctor, settings),
         Command::Explain { source, json } => publish::explain(&source, json, settings)?,
         Command::Push(push) => freeze::push(&push, &args.global, settings)?,
         Command::Commit(commit) => freeze::commit(&commit, &args.global, settings)?,

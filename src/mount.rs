@@ -8,11 +8,14 @@
 
 pub mod assemble;
 pub mod control;
+pub mod defaults;
 mod discover;
+pub mod doctor;
 mod error;
 pub mod explain;
 mod handover;
 mod hot;
+pub mod indexes;
 pub mod keeper;
 pub mod launch;
 mod learn;

@@ -223,8 +223,11 @@ fn a_lying_pack_is_kept_apart_and_found_out() {
     let _before = std::fs::read(&path);
     wait_until("poisoned", || !place.is_mounted());
     assert!(std::fs::read(&path).is_err());
-    let shown: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
-    assert_eq!(shown[0]["state"], "poisoned", "{shown}");
+    // The process says it with its last act.
+    wait_until("shown", || {
+        let shown: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
+        shown[0]["state"] == "poisoned"
+    });
     place.ok(&["umount", place.mnt().to_str().unwrap()]);
     drop(mounted);
 
@@ -257,8 +260,11 @@ fn nothing_of_a_poisoned_mount_can_be_read_any_more() {
     assert!(open.read_exact_at(&mut before, 0).is_err(), "a second read");
     assert!(std::fs::metadata(&path).is_err());
     assert!(std::fs::read(&path).is_err());
-    let shown: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
-    assert_eq!(shown[0]["state"], "poisoned", "{shown}");
+    // The process says it with its last act.
+    wait_until("shown", || {
+        let shown: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
+        shown[0]["state"] == "poisoned"
+    });
     drop(open);
     place.ok(&["umount", place.mnt().to_str().unwrap()]);
     drop(mounted);

@@ -18,4 +18,12 @@ impl Cache {
         let read = self.root.profiles.read(key.hex(), PROFILE_BYTES_MAX);
         read.ok().flatten()
     }
+
+    /// Removes all profiles: the next starts have nothing to go by.
+    pub fn forget_profiles(&self) -> Result<(), CacheError> {
+        let names = self.root.profiles.names()?;
+        names
+            .iter()
+            .try_for_each(|name| self.root.profiles.remove(name))
+    }
 }

@@ -108,6 +108,9 @@ pub enum Command {
         #[arg(long, display_order = 12)]
         json: bool,
     },
+    /// Make and show the indexes of an image's layers
+    #[command(subcommand)]
+    Index(look::IndexCommand),
     /// Make and show keys that packs are signed with
     #[command(subcommand)]
     Key(trust::KeyCommand),
@@ -120,6 +123,10 @@ pub enum Command {
         #[arg(long, display_order = 12)]
         json: bool,
     },
+    /// Measure cold starts: how long until CMD has run, by what is known before
+    Bench(look::BenchArgs),
+    /// Check what this machine has of what mounts need
+    Doctor(look::DoctorArgs),
     /// Make an image of what was changed in a writable mount
     Commit(freeze::CommitArgs),
     /// Push an image to a registry: what is missing there; a broken push goes on the next time
@@ -156,7 +163,7 @@ pub struct SourceArgs {
 
 /// How to reach an image. The numbers keep the order of the help of `mount`, whose own options stand
 /// between these.
-#[derive(Debug, Clone, ClapArgs)]
+#[derive(Debug, Clone, Default, ClapArgs)]
 pub struct ReachArgs {
     /// Platform of a multi-platform image [default: this machine's]
     #[arg(

@@ -32,6 +32,12 @@ impl Failure {
         self
     }
 
+    /// With a word in front that says where it happened.
+    pub(crate) fn within(mut self, place: &str) -> Failure {
+        self.message = format!("{place}: {}", self.message);
+        self
+    }
+
     /// From any error and the chain below it.
     pub(crate) fn of(error: &dyn std::error::Error) -> Failure {
         let mut causes = Vec::new();

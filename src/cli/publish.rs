@@ -21,8 +21,9 @@ pub(crate) fn publish(
     let key = key.map(key::secret).transpose()?;
     let request = source_request(args, settings)?;
     let shown = Arc::new(Shown::new(global.quiet));
-    let done =
-        publish::publish(request, key.as_ref(), shown.clone()).map_err(|e| Failure::of(&e))?;
+    let done = publish::publish(request, key.as_ref(), shown.clone());
+    shown.finish();
+    let done = done.map_err(|e| Failure::of(&e))?;
     if json {
         return output::json(&done);
     }

@@ -1,13 +1,20 @@
 //! Counts of what was asked. A request that the kernel answers itself never arrives here, so
 //! these numbers show what the kernel's caches leave over.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 /// One count for each kind of request.
 #[derive(Debug, Default)]
-pub struct Counters([AtomicU64; Request::ALL.len()], AtomicU64);
+pub struct Counters {
+    requests: [AtomicU64; Request::ALL.len()],
+    read_bytes: AtomicU64,
+    usable: OnceLock<Instant>,
+    first_byte: OnceLock<Instant>,
+}
 
 /// Kinds of requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,22 +83,37 @@ pub struct Requests {
 impl Counters {
     /// One more of `request`.
     pub fn count(&self, request: Request) {
-        self.0[request as usize].fetch_add(1, Ordering::Relaxed);
+        self.requests[request as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// `bytes` more were read.
     pub fn count_read_bytes(&self, bytes: u64) {
-        self.1.fetch_add(bytes, Ordering::Relaxed);
+        let before = self.read_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before == 0 && bytes > 0 {
+            self.first_byte.get_or_init(Instant::now);
+        }
+    }
+
+    /// The file system can be used from now on.
+    pub fn is_usable(&self) {
+        self.usable.get_or_init(Instant::now);
+    }
+
+    /// How long it took from when the file system could be used until the first bytes of a file were
+    /// handed to a reader; `None` before that.
+    pub fn first_byte(&self) -> Option<Duration> {
+        let (usable, first) = (self.usable.get()?, self.first_byte.get()?);
+        Some(first.saturating_duration_since(*usable))
     }
 
     /// Bytes handed to readers so far.
     pub fn read_bytes(&self) -> u64 {
-        self.1.load(Ordering::Relaxed)
+        self.read_bytes.load(Ordering::Relaxed)
     }
 
     /// All counts.
     pub fn requests(&self) -> Requests {
-        let of = |r: Request| self.0[r as usize].load(Ordering::Relaxed);
+        let of = |r: Request| self.requests[r as usize].load(Ordering::Relaxed);
         Requests {
             lookup: of(Request::Lookup),
             getattr: of(Request::Getattr),

@@ -3,6 +3,7 @@
 //! A layer is known by the index that was made here, else by a pack that may be used, else it
 //! streams past now (first contact).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::runtime::Runtime;
@@ -10,7 +11,7 @@ use tokio::sync::Notify;
 
 use crate::cache::{Cache, StoredLayer};
 use crate::content::first_contact::{self, Wanted};
-use crate::content::{Content, LayerSource, Options, Profile};
+use crate::content::{Content, LayerSource, Options};
 use crate::fs::ImageFs;
 use crate::layer::{LayerIndex, codec};
 use crate::monitor::{Event, Monitor};
@@ -57,11 +58,21 @@ struct Known {
     image: Image,
     layers: Vec<Option<StoredLayer>>,
     pack: Option<Pack>,
+    /// Sizes of the layers that were streamed just now.
+    streamed: Vec<u64>,
     /// The source and its threads, when somebody had to be asked already.
     opened: Option<(Runtime, Source)>,
 }
 
 impl Known {
+    /// The name is resolved.
+    fn announce(&self, monitor: &dyn Monitor) {
+        monitor.event(Event::Resolved {
+            digest: self.image.digest.clone(),
+            layers: self.image.manifest.layers.len(),
+        });
+    }
+
     fn is_enough(&self) -> bool {
         self.pack.is_some() || self.layers.iter().all(Option::is_some)
     }
@@ -82,7 +93,10 @@ pub(crate) fn assemble(
     };
     let from_cache = local.is_some();
     let known = match local {
-        Some(known) if known.is_enough() => known,
+        Some(known) if known.is_enough() => {
+            known.announce(&*monitor);
+            known
+        }
         _ if request.offline && matches!(access.name, ImageName::Registry(_)) => {
             return Err(Error::Offline(request.image.clone()));
         }
@@ -114,6 +128,7 @@ fn known_here(
         image,
         layers,
         pack: None,
+        streamed: Vec::new(),
         opened: None,
     };
     remember_pack(request, access, cache, &mut known);
@@ -171,6 +186,7 @@ impl Contact<'_> {
             None => self.access.open()?,
         };
         let mut known = self.resolve(&source, local).await?;
+        known.announce(&*self.monitor);
         if !known.is_enough() {
             self.stream(&source, &mut known).await?;
         }
@@ -179,12 +195,7 @@ impl Contact<'_> {
 
     async fn stream(&self, source: &Source, known: &mut Known) -> Result<(), Error> {
         let image = &known.image;
-        let layers = image.manifest.layers.len();
-        self.monitor.event(Event::Resolved {
-            digest: image.digest.clone(),
-            layers,
-        });
-        let mut wanted = Vec::with_capacity(layers);
+        let mut wanted = Vec::with_capacity(image.manifest.layers.len());
         for (layer, diff_id) in image.manifest.layers.iter().zip(&image.config.diff_ids) {
             let blob = source.blob(layer)?;
             wanted.push(Wanted {
@@ -193,7 +204,14 @@ impl Contact<'_> {
                 blob,
             });
         }
+        let mut streamed = BTreeMap::new();
+        for (layer, here) in image.manifest.layers.iter().zip(&known.layers) {
+            if here.is_none() {
+                streamed.insert(layer.digest.to_string(), layer.size);
+            }
+        }
         let stored = first_contact::ingest(self.cache, wanted, self.monitor.clone()).await?;
+        known.streamed = streamed.into_values().collect();
         known.layers = stored.into_iter().map(Some).collect();
         Ok(())
     }
@@ -244,6 +262,7 @@ impl Contact<'_> {
             layers: stored_layers(self.cache, &image.manifest)?,
             image,
             pack: None,
+            streamed: Vec::new(),
             opened: None,
         };
         if let Some(found) = found? {
@@ -339,6 +358,7 @@ fn wire(
         image,
         layers,
         pack,
+        streamed,
         opened,
     } = known;
     let (runtime, source) = opened.map_or((None, None), |(r, s)| (Some(r), Some(s)));
@@ -363,16 +383,11 @@ fn wire(
         source,
     })?;
     let learner = Learner::new(cache.clone(), &image.manifest);
-    let foreknown = match &pack {
-        // Its hot pages come without being asked for.
-        Some(pack) => Foreknown {
-            profile: Profile::default(),
-            pack: Some((pack.digest.clone(), pack.meta.hot.clone())),
-        },
-        None => Foreknown {
-            profile: learner.earlier(),
-            pack: None,
-        },
+    let foreknown = Foreknown {
+        profile: learner.earlier(),
+        pack: pack
+            .as_ref()
+            .map(|pack| (pack.digest.clone(), pack.meta.hot.clone())),
     };
     let options = Options {
         outage: request.on_outage,
@@ -380,7 +395,11 @@ fn wire(
         // A pack's hot pages come without being asked for.
         prefetch: pack.is_none() && !request.offline,
     };
-    let content = Content::new(sources, options, learner.earlier(), runtime);
+    let content = Content::new(sources, options, foreknown.profile.clone(), runtime);
+    for bytes in streamed {
+        content.count_request();
+        content.count_fetched(bytes);
+    }
     if let Some(pack) = &pack
         && !request.offline
     {

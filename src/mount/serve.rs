@@ -148,6 +148,7 @@ impl Prepared {
         if let (true, Ok(digest)) = (self.asks, record.digest.parse()) {
             revalidate::start(&self.request, &digest, &self.served.newer);
         }
+        self.served.fs.counters().is_usable();
         if before.is_none() {
             caller.say(&Message::Ready(record.clone()));
         }

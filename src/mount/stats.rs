@@ -33,6 +33,10 @@ pub struct Stats {
     pub reads: u64,
     /// Bytes handed to readers by the worker.
     pub read_bytes: u64,
+    /// Microseconds from when the mount was usable until the first bytes of a file were handed to a
+    /// reader by the worker; absent before that.
+    #[serde(default)]
+    pub first_byte_us: Option<u64>,
     /// Reads that waited for the network.
     pub stalled_reads: u64,
     /// Milliseconds that they waited, together.
@@ -91,6 +95,7 @@ impl Stats {
             layers: content.layers.iter().map(layer).collect(),
             reads: requests.read,
             read_bytes: fs.counters().read_bytes(),
+            first_byte_us: fs.counters().first_byte().map(|d| d.as_micros() as u64),
             stalled_reads: content.stalled_reads,
             stalled_total_ms: content.stalled_total_ms,
             stalled_longest_ms: content.stalled_longest_ms,

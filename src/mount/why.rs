@@ -140,7 +140,8 @@ fn avoidable(stall: &Stall, known: &Foreknown) -> Avoidable {
         return Avoidable::PackOnItsWay;
     }
     let mut touches = known.profile.touches.iter();
-    if touches.any(|t| has(t.layer, t.page, t.pages)) {
+    // A mount by a pack prefetches nothing else.
+    if known.pack.is_none() && touches.any(|t| has(t.layer, t.page, t.pages)) {
         return Avoidable::ProfileOnItsWay;
     }
     match stall.at < RECORDED {
