@@ -4,6 +4,7 @@
 //! implement it, wrappers of one job each ([`retry::Retry`], [`limit::Limit`]) are stacked on it.
 //! Nothing that comes out of here is verified; callers hash before they believe.
 
+pub mod busy;
 pub mod error;
 pub mod limit;
 pub mod range;
@@ -13,10 +14,12 @@ pub(crate) mod testing;
 
 use std::fmt;
 use std::pin::Pin;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{Stream, StreamExt};
 
+pub use busy::Busy;
 pub use error::{Error, ErrorKind};
 pub use range::ByteRange;
 
@@ -39,6 +42,11 @@ pub trait Blob: Send + Sync + fmt::Debug {
     /// Starts to read `range`, which lies within `0..size()`. The stream gives exactly that many
     /// bytes and ends, or gives an error as its last item. The bytes are not verified.
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>>;
+
+    /// How long its source still wants to be left alone by who can wait.
+    fn busy(&self) -> Option<Duration> {
+        None
+    }
 }
 
 /// All bytes of a blob whose size the caller has found small enough.

@@ -8,6 +8,7 @@
 //! Nobody who reads ever waits here: [`Content::fetch`] returns at once and calls back from a
 //! thread of the network runtime, which starts with the first absent byte.
 
+mod deadline;
 mod error;
 mod fetch;
 mod fill;
@@ -182,6 +183,15 @@ impl std::fmt::Debug for Content {
     }
 }
 
+impl Drop for Content {
+    fn drop(&mut self) {
+        // The last one to hold it may be one of its own threads, which cannot wait for themselves.
+        if let Some(Ok(runtime)) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
 impl Content {
     /// The content of `layers`, base first; `profile` is what earlier starts touched.
     /// `runtime` is one that runs already, if any.
@@ -349,7 +359,9 @@ impl Content {
                 (Some(_), Some(_)) => Proof::Given,
             },
         };
-        self.tally.stats(self.layers.iter().map(layer).collect())
+        let mut stats = self.tally.stats(self.layers.iter().map(layer).collect());
+        stats.outage |= self.demand.is_stalled();
+        stats
     }
 
     fn layer(&self, layer: u32) -> Result<&Layer, Error> {

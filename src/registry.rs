@@ -90,6 +90,9 @@ pub struct Timeouts {
     pub header: Duration,
     /// Between two pieces of a body.
     pub idle: Duration,
+    /// Bytes a second of a body, over as much waiting as `idle`: less is as good as silence, and
+    /// another connection is tried.
+    pub slowest: u64,
 }
 
 impl Default for Timeouts {
@@ -99,6 +102,7 @@ impl Default for Timeouts {
             connect: seconds(10),
             header: seconds(30),
             idle: seconds(30),
+            slowest: 1024,
         }
     }
 }

@@ -12,6 +12,8 @@ pub enum ErrorKind {
     Denied,
     /// Trying again may help: connection trouble, time-outs, 429, 5xx.
     Transient,
+    /// Bytes come so slowly that another connection may help.
+    Slow,
     /// The bytes are not those that were announced.
     Corrupt,
     /// The answer is not what the protocol allows.
@@ -63,6 +65,6 @@ impl Error {
 
     /// Whether trying again may help.
     pub fn is_transient(&self) -> bool {
-        self.kind == ErrorKind::Transient
+        matches!(self.kind, ErrorKind::Transient | ErrorKind::Slow)
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 
-use crate::blob::{Blob, BoxFuture, ByteRange, ByteStream, Error, ErrorKind};
+use crate::blob::{Blob, BoxFuture, Busy, ByteRange, ByteStream, Error, ErrorKind};
 use crate::oci::Digest;
 
 /// When to try again.
@@ -76,6 +76,7 @@ impl Policy {
 pub struct Retry<B> {
     blob: std::sync::Arc<B>,
     policy: Policy,
+    busy: Busy,
 }
 
 impl<B> Retry<B> {
@@ -84,7 +85,14 @@ impl<B> Retry<B> {
         Retry {
             blob: std::sync::Arc::new(blob),
             policy,
+            busy: Busy::default(),
         }
+    }
+
+    /// The same, which tells `busy` what its source asks for; share it between the blobs of a source.
+    pub fn telling(mut self, busy: Busy) -> Retry<B> {
+        self.busy = busy;
+        self
     }
 }
 
@@ -97,14 +105,20 @@ impl<B: Blob + 'static> Blob for Retry<B> {
         self.blob.size()
     }
 
+    fn busy(&self) -> Option<Duration> {
+        self.busy.left()
+    }
+
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>> {
         let (blob, policy) = (self.blob.clone(), self.policy);
         let mut transfer = Transfer {
             blob,
             policy,
+            busy: self.busy.clone(),
             left: range,
             stream: None,
             failures: 0,
+            slow: 0,
         };
         Box::pin(async move {
             // The first stream is opened here, so that a permanent error is known at once.
@@ -125,11 +139,14 @@ impl<B: Blob + 'static> Blob for Retry<B> {
 struct Transfer<B> {
     blob: std::sync::Arc<B>,
     policy: Policy,
+    busy: Busy,
     /// What has not arrived yet.
     left: ByteRange,
     stream: Option<ByteStream>,
     /// Failures since the last byte.
     failures: u32,
+    /// Connections that were given up because they were too slow: their few bytes are no progress.
+    slow: u32,
 }
 
 impl<B: Blob> Transfer<B> {
@@ -183,7 +200,12 @@ impl<B: Blob> Transfer<B> {
     /// Waits, or gives the error back when trying again is not due.
     async fn pause(&mut self, error: Error) -> Result<(), Error> {
         self.failures += 1;
-        let Some(wait) = self.policy.wait(self.failures, &error) else {
+        if let Some(asked) = error.retry_after {
+            self.busy.asked(asked);
+        }
+        self.slow += u32::from(error.kind == ErrorKind::Slow);
+        let failures = self.failures.max(self.slow);
+        let Some(wait) = self.policy.wait(failures, &error) else {
             return Err(error);
         };
         tracing::debug!(blob = %self.blob.digest(), left = %self.left, ?wait, %error, "trying again");

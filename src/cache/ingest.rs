@@ -143,7 +143,7 @@ impl NewLayer {
         self.data.flush().map_err(failed)?;
         self.sums.flush().map_err(failed)?;
         self.present.write_all_at(&bits, 0).map_err(failed)?;
-        let framed = [&Frame::make(size, index), index].concat();
+        let framed = [&Frame::make(&self.blob, size, index), index].concat();
         staging::write_synced(&self.directory, INDEX, &framed)?;
         self.directory.sync()?;
         let layers = self.root.layers(&self.blob)?;

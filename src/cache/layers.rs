@@ -3,7 +3,7 @@
 //!
 //! `index` is framed, because the cache has to know the length of the address space without
 //! knowing the index's format: the magic, the address size (u64), the length of what follows the
-//! frame (u64), and CRC32C (u32) of both numbers and the index; all little endian.
+//! frame (u64), and CRC32C (u32) of the blob's hex digest, both numbers and the index; all little endian.
 //!
 //! Beside it may lie `blocks`, from which the index can be cut anew, and `narrow`, the index as it
 //! was cut anew, behind a key that says for what. Both are hints: damaged, they are as good as not
@@ -32,7 +32,7 @@ const KEY_BYTES: usize = 32;
 /// A mark beside the index: the file `data` itself was given to the kernel. It is never taken away.
 pub(super) const LENT: &str = "lent";
 
-const MAGIC: &[u8; 8] = b"rsmidx\0\x01";
+const MAGIC: &[u8; 8] = b"rsmidx\0\x02";
 const FRAME_BYTES: usize = 28;
 
 /// The largest index that is stored or read: a layer with a million entries has about 100 MiB.
@@ -96,7 +96,7 @@ impl StoredLayer {
     pub fn index(&self) -> Result<Vec<u8>, CacheError> {
         let stored = self.directory.read(INDEX, FRAME_BYTES + INDEX_BYTES_MAX)?;
         let mut stored = stored.ok_or_else(|| CacheError::Gone(self.blob.clone()))?;
-        if !Frame::matches(&stored) {
+        if !Frame::matches(&self.blob, &stored) {
             self.forget()?;
             let reason = "its checksum does not match";
             return Err(CacheError::Damaged {
@@ -203,12 +203,12 @@ pub(super) struct Frame {
 
 impl Frame {
     /// The frame of `index` for a layer of `address_size` bytes.
-    pub(super) fn make(address_size: u64, index: &[u8]) -> [u8; FRAME_BYTES] {
+    pub(super) fn make(blob: &Digest, address_size: u64, index: &[u8]) -> [u8; FRAME_BYTES] {
         let mut frame = [0; FRAME_BYTES];
         frame[..8].copy_from_slice(MAGIC);
         frame[8..16].copy_from_slice(&address_size.to_le_bytes());
         frame[16..24].copy_from_slice(&(index.len() as u64).to_le_bytes());
-        let sum = crc32c::crc32c_append(crc32c::crc32c(&frame[8..24]), index);
+        let sum = sum(blob, &frame[8..24], index);
         frame[24..].copy_from_slice(&sum.to_le_bytes());
         frame
     }
@@ -228,13 +228,18 @@ impl Frame {
         })
     }
 
-    fn matches(stored: &[u8]) -> bool {
+    fn matches(blob: &Digest, stored: &[u8]) -> bool {
         let Some((frame, index)) = stored.split_first_chunk::<FRAME_BYTES>() else {
             return false;
         };
         Frame::parse(frame).is_some_and(|f| {
-            f.index_bytes == index.len() as u64
-                && f.sum == crc32c::crc32c_append(crc32c::crc32c(&frame[8..24]), index)
+            f.index_bytes == index.len() as u64 && f.sum == sum(blob, &frame[8..24], index)
         })
     }
+}
+
+/// With the digest in it, so that the index of another layer does not pass.
+fn sum(blob: &Digest, numbers: &[u8], index: &[u8]) -> u32 {
+    let sum = crc32c::crc32c_append(crc32c::crc32c(blob.hex().as_bytes()), numbers);
+    crc32c::crc32c_append(sum, index)
 }

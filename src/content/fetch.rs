@@ -22,6 +22,9 @@ const THREADS: usize = 2;
 /// The wait between tries during an outage grows up to this.
 const OUTAGE_WAIT_MAX: Duration = Duration::from_secs(5);
 
+/// Longer waits that a source asks for are cut to this, so that a reader notices its return.
+const OUTAGE_ASKED_MAX: Duration = Duration::from_secs(60);
+
 impl Content {
     /// Brings `range` of layer `layer`; returns at once and calls `done` when it can be read, or
     /// when it cannot be had.
@@ -73,6 +76,7 @@ impl Content {
             content.demand.leave();
             done(outcome);
         });
+        let done = self.with_deadline(runtime, done);
         bill.wait_for_spans();
         let fresh = runs(&self.flights.join(layer, &needed, done));
         bill.charge(&found.source.index, &fresh);
@@ -180,7 +184,11 @@ impl Patience {
         }
         self.failures += 1;
         let wait = Duration::from_millis(100) * 2u32.saturating_pow(self.failures.min(10));
-        let wait = wait.min(OUTAGE_WAIT_MAX);
+        let asked = match error {
+            Error::Blob(e) => e.retry_after.unwrap_or_default().min(OUTAGE_ASKED_MAX),
+            _ => Duration::ZERO,
+        };
+        let wait = wait.min(OUTAGE_WAIT_MAX).max(asked);
         match self.outage {
             Outage::Wait => Some(wait),
             Outage::Eio => None,

@@ -45,6 +45,9 @@ const QUIET_BEFORE: Duration = Duration::from_secs(10);
 /// How long no reader must have waited before a fill that has begun asks again.
 const QUIET_BETWEEN: Duration = Duration::from_millis(100);
 
+/// A reader who waits for so long without a byte from the source is stalled.
+const STALLED: Duration = Duration::from_secs(1);
+
 /// How often it looks whether it is quiet.
 const GLANCE: Duration = Duration::from_millis(20);
 
@@ -63,6 +66,8 @@ pub(super) struct Demand {
     since: Instant,
     waiting: AtomicUsize,
     last_ms: AtomicU64,
+    /// When bytes came, or somebody began to wait for them.
+    heard_ms: AtomicU64,
 }
 
 impl Default for Demand {
@@ -71,18 +76,35 @@ impl Default for Demand {
             since: Instant::now(),
             waiting: AtomicUsize::new(0),
             last_ms: AtomicU64::new(0),
+            heard_ms: AtomicU64::new(0),
         }
     }
 }
 
 impl Demand {
     pub(super) fn enter(&self) {
-        self.waiting.fetch_add(1, Relaxed);
+        if self.waiting.fetch_add(1, Relaxed) == 0 {
+            self.heard();
+        }
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The source has given something.
+    pub(super) fn heard(&self) {
+        self.heard_ms.store(self.now_ms(), Relaxed);
+    }
+
+    /// Whether somebody waits and nothing comes.
+    pub(super) fn is_stalled(&self) -> bool {
+        let silence = self.now_ms().saturating_sub(self.heard_ms.load(Relaxed));
+        self.waiting.load(Relaxed) > 0 && u128::from(silence) >= STALLED.as_millis()
     }
 
     pub(super) fn leave(&self) {
-        let now = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(now, Relaxed);
+        self.last_ms.store(self.now_ms(), Relaxed);
         self.waiting.fetch_sub(1, Relaxed);
     }
 

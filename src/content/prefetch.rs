@@ -84,6 +84,9 @@ impl Content {
         let Ok(layer) = self.layer(job.layer) else {
             return;
         };
+        while let Some(wait) = layer.source.blob.busy() {
+            tokio::time::sleep(wait).await;
+        }
         let absent: Vec<usize> = job
             .spans
             .clone()

@@ -151,6 +151,7 @@ impl Content {
         let receiving = self.pace.receive(asked.elapsed());
         while let Some(piece) = stream.next().await {
             let piece = piece?;
+            self.demand.heard();
             self.tally
                 .fetched_bytes
                 .fetch_add(piece.len() as u64, Relaxed);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
-use crate::cache::{Cache, StoredLayer};
+use crate::cache::{Cache, CacheError, StoredLayer};
 use crate::content::first_contact::{self, Wanted};
 use crate::content::{Content, LayerSource, Options};
 use crate::fs::ImageFs;
@@ -80,6 +80,20 @@ impl Known {
 
 /// Makes the file system of `request`; `interrupted` ends it early.
 pub(crate) fn assemble(
+    request: &MountRequest,
+    monitor: Arc<dyn Monitor>,
+    interrupted: &Notify,
+) -> Result<Assembled, Error> {
+    match attempt(request, monitor.clone(), interrupted) {
+        // An index was of no use, and its layer is forgotten by now: it is met as a new one.
+        Err(
+            Error::Cache(CacheError::Damaged { .. } | CacheError::Gone(_)) | Error::Index { .. },
+        ) => attempt(request, monitor, interrupted),
+        made => made,
+    }
+}
+
+fn attempt(
     request: &MountRequest,
     monitor: Arc<dyn Monitor>,
     interrupted: &Notify,
@@ -425,10 +439,15 @@ fn own_layer(
     descriptor: &Descriptor,
     late: &Arc<LateSource>,
 ) -> Result<LayerSource, Error> {
-    let index = codec::decode(&stored.index()?).map_err(|source| Error::Index {
-        layer: descriptor.digest.clone(),
-        source,
-    })?;
+    let index = codec::decode(&stored.index()?);
+    let index = match index {
+        Ok(index) => index,
+        Err(source) => {
+            stored.forget()?;
+            let layer = descriptor.digest.clone();
+            return Err(Error::Index { layer, source });
+        }
+    };
     Ok(LayerSource {
         index: Arc::new(narrow::best(stored, index)),
         pages: Arc::new(stored.pages()?),

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OnceCell, Semaphore};
@@ -9,7 +10,7 @@ use tokio::sync::{OnceCell, Semaphore};
 use crate::archive::{self, Archive};
 use crate::blob::limit::Limit;
 use crate::blob::retry::{Policy, Retry};
-use crate::blob::{self, Blob, BoxFuture, ByteRange, ByteStream};
+use crate::blob::{self, Blob, BoxFuture, Busy, ByteRange, ByteStream};
 use crate::cache::Cache;
 use crate::mount::error::Error;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
@@ -34,6 +35,7 @@ pub(crate) enum Source {
     Registry {
         registry: Box<Registry>,
         streams: Arc<Semaphore>,
+        busy: Busy,
     },
     Archive(Box<Archive>),
 }
@@ -60,6 +62,7 @@ impl Access {
                 return Ok(Source::Registry {
                     registry,
                     streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+                    busy: Busy::default(),
                 });
             }
             ImageName::Layout { dir, tag } => archive::open_layout(dir, tag.as_deref()),
@@ -160,9 +163,14 @@ impl Source {
     /// waits, so that one slow blob does not hold the host's connections.
     pub(crate) fn blob(&self, of: &Descriptor) -> Result<Arc<dyn Blob>, blob::Error> {
         match self {
-            Source::Registry { registry, streams } => {
+            Source::Registry {
+                registry,
+                streams,
+                busy,
+            } => {
                 let limited = Limit::new(registry.blob(of), streams.clone());
-                Ok(Arc::new(Retry::new(limited, Policy::default())))
+                let retried = Retry::new(limited, Policy::default());
+                Ok(Arc::new(retried.telling(busy.clone())))
             }
             Source::Archive(archive) => archive.blob(of),
         }
@@ -305,6 +313,10 @@ impl Blob for LateBlob {
 
     fn size(&self) -> u64 {
         self.descriptor.size
+    }
+
+    fn busy(&self) -> Option<Duration> {
+        self.opened.get().and_then(|blob| blob.busy())
     }
 
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {

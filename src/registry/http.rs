@@ -8,7 +8,7 @@
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
@@ -87,7 +87,42 @@ pub(super) struct Http {
 pub(super) struct Answer {
     response: reqwest::Response,
     host: String,
+    pace: Pace,
+}
+
+/// The bounds of a body: how long it may be silent, and how slow it may be.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
     idle: Duration,
+    slowest: u64,
+    /// Time that was spent waiting for the bytes since the last look. What a reader does with them
+    /// meanwhile does not count.
+    waited: Duration,
+    bytes: u64,
+}
+
+impl Pace {
+    fn new(timeouts: &Timeouts) -> Pace {
+        Pace {
+            idle: timeouts.idle,
+            slowest: timeouts.slowest,
+            waited: Duration::ZERO,
+            bytes: 0,
+        }
+    }
+
+    /// Counts a piece; whether they come too slowly.
+    fn is_too_slow(&mut self, waited: Duration, bytes: usize) -> bool {
+        self.waited += waited;
+        self.bytes += bytes as u64;
+        if self.waited < self.idle {
+            return false;
+        }
+        let least = self.waited.as_secs_f64() * self.slowest as f64;
+        let slow = (self.bytes as f64) < least;
+        (self.waited, self.bytes) = (Duration::ZERO, 0);
+        slow
+    }
 }
 
 impl Http {
@@ -149,7 +184,7 @@ impl Http {
             Ok(Ok(response)) => Ok(Answer {
                 response,
                 host,
-                idle: self.timeouts.idle,
+                pace: Pace::new(&self.timeouts),
             }),
             Ok(Err(error)) => Err(unreachable(&host, error)),
             Err(_) => Err(silent(&host, patience)),
@@ -235,20 +270,21 @@ impl Answer {
 
     /// The body as it arrives.
     pub(super) fn into_stream(self) -> ByteStream {
-        let (host, idle) = (self.host, self.idle);
         let body = Box::pin(self.response.bytes_stream());
-        Box::pin(stream::unfold(
-            Some((body, host)),
-            move |state| async move {
-                let (mut body, host) = state?;
-                match tokio::time::timeout(idle, body.next()).await {
-                    Ok(Some(Ok(bytes))) => Some((Ok(bytes), Some((body, host)))),
-                    Ok(Some(Err(error))) => Some((Err(unreachable(&host, error)), None)),
-                    Ok(None) => None,
-                    Err(_) => Some((Err(silent(&host, idle)), None)),
+        let state = Some((body, self.host, self.pace));
+        Box::pin(stream::unfold(state, |state| async {
+            let (mut body, host, mut pace) = state?;
+            let began = Instant::now();
+            match tokio::time::timeout(pace.idle, body.next()).await {
+                Ok(Some(Ok(bytes))) if pace.is_too_slow(began.elapsed(), bytes.len()) => {
+                    Some((Err(slow(&host, pace.slowest)), None))
                 }
-            },
-        ))
+                Ok(Some(Ok(bytes))) => Some((Ok(bytes), Some((body, host, pace)))),
+                Ok(Some(Err(error))) => Some((Err(unreachable(&host, error)), None)),
+                Ok(None) => None,
+                Err(_) => Some((Err(silent(&host, pace.idle)), None)),
+            }
+        }))
     }
 
     /// The whole body, of at most `max` bytes; `what` is for messages.
@@ -308,6 +344,11 @@ fn read_certificates(path: &PathBuf) -> Result<Vec<reqwest::Certificate>, Error>
     } else {
         Ok(found)
     }
+}
+
+fn slow(host: &str, slowest: u64) -> Error {
+    let message = format!("{host} gives less than {slowest} bytes a second");
+    Error::new(ErrorKind::Slow, message)
 }
 
 fn silent(host: &str, waited: Duration) -> Error {

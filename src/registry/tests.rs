@@ -25,6 +25,7 @@ fn settings() -> Settings {
             connect: Duration::from_secs(2),
             header: Duration::from_millis(500),
             idle: Duration::from_millis(500),
+            slowest: 1024,
         },
         retry: Policy {
             attempts: 3,

@@ -1,0 +1,599 @@
+//! Damage: every file of the cache and every message of a registry, spoilt in every way. A reader
+//! gets the right bytes, or an error; never wrong bytes, and never nothing for ever.
+//!
+//! What the table does not hold: a file that was lent to the kernel is read by the kernel itself, and
+//! has from then on the guarantee of the file system that it lies on, no more.
+#![allow(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a test"
+)]
+
+#[path = "support/faulty.rs"]
+mod faulty;
+#[path = "support/all.rs"]
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use rsmount::blob::retry::{Policy, Retry};
+use rsmount::blob::{self, Blob, BoxFuture, ByteRange, ByteStream};
+use rsmount::cache::{Cache, Presence};
+use rsmount::content::first_contact::{self, Wanted};
+use rsmount::content::{Content, Fill, LayerSource, Options, Outage, Profile};
+use rsmount::layer::codec;
+use rsmount::monitor::Silent;
+use rsmount::oci::{Descriptor, Digest};
+use rsmount::registry::{Registry, Settings, Source, Timeouts};
+use support::layout::{self, FILE, Layer, Pack};
+use support::place::{Place, can_mount, long};
+
+/// Bytes that hardly compress, different for each `seed`.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; len];
+    random.fill(&mut bytes);
+    bytes
+}
+
+fn tar(seed: u64, len: usize) -> Vec<u8> {
+    let name = format!("file-{seed}");
+    Layer::new().file(&name, FILE, &noise(len, seed)).tar()
+}
+
+/// How something may end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// Every byte came, and was right.
+    Right,
+    /// It was mounted, and some reads failed with EIO.
+    Eio,
+    /// It was not mounted, or not fetched, in one line that says why.
+    Refused,
+}
+use Outcome::{Eio, Refused, Right};
+
+// ---- The cache's files ----------------------------------------------------------------------
+
+/// What can happen to a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Damage {
+    Missing,
+    Empty,
+    Truncated,
+    Flipped,
+    /// It has the content of the same file of another layer, or of another document.
+    Swapped,
+    /// It was written by a version that this one does not know.
+    OtherVersion,
+}
+const DAMAGES: [Damage; 6] = [
+    Damage::Missing,
+    Damage::Empty,
+    Damage::Truncated,
+    Damage::Flipped,
+    Damage::Swapped,
+    Damage::OtherVersion,
+];
+
+impl Damage {
+    fn to(self, file: &Path, other: &Path) {
+        let mut bytes = std::fs::read(file).unwrap();
+        let middle = bytes.len() / 2;
+        match self {
+            Damage::Missing => return std::fs::remove_file(file).unwrap(),
+            Damage::Empty => bytes.clear(),
+            Damage::Truncated => bytes.truncate(middle),
+            Damage::Flipped => {
+                // Of the small files, what matters is the digest.
+                let digest = bytes.windows(7).position(|w| w == b"sha256:");
+                let json = digest.filter(|_| bytes.starts_with(b"{"));
+                bytes[json.map_or(middle, |at| at + 9)] ^= 1;
+            }
+            Damage::Swapped => bytes = std::fs::read(other).unwrap(),
+            // What a file begins with says what it is; a page store has its version above it.
+            Damage::OtherVersion => match bytes.starts_with(b"{") {
+                true => bytes = br#"{"schemaVersion":9,"version":9,"layers":{}}"#.to_vec(),
+                false => bytes.iter_mut().take(8).for_each(|byte| *byte ^= 0x40),
+            },
+        }
+        std::fs::write(file, bytes).unwrap();
+    }
+}
+
+/// A file of the cache: what it is, which one, one like it, and for each damage what a mount without
+/// a network makes of it. With a network every row is `Right`.
+struct Row {
+    what: &'static str,
+    file: PathBuf,
+    other: PathBuf,
+    offline: [Outcome; 6],
+}
+
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    files.sort();
+    files
+}
+
+/// The documents that hold `word`.
+fn document(root: &Path, word: &str) -> PathBuf {
+    let holds = |path: &PathBuf| {
+        let bytes = std::fs::read(path).unwrap();
+        bytes.windows(word.len()).any(|w| w == word.as_bytes())
+    };
+    files_below(&root.join("documents"))
+        .into_iter()
+        .find(holds)
+        .unwrap()
+}
+
+fn rows(root: &Path) -> Vec<Row> {
+    let layers = files_below(&root.join("layers/sha256"));
+    let of_layer = |what, offline| Row {
+        what,
+        file: layers[0].join(what),
+        other: layers[1].join(what),
+        offline,
+    };
+    let (manifest, config) = (document(root, "\"layers\":["), document(root, "diff_ids"));
+    let tag = files_below(&root.join("tags")).remove(0);
+    vec![
+        // Without an index nothing is known of a layer.
+        of_layer(
+            "index",
+            [Refused, Refused, Refused, Refused, Refused, Refused],
+        ),
+        // A store that lacks a file is made anew, empty.
+        of_layer("pages/data", [Eio, Eio, Eio, Eio, Eio, Eio]),
+        of_layer("pages/sums", [Eio, Eio, Eio, Eio, Eio, Eio]),
+        // Bits are hints: a page without one is absent, a bit without its page is found by the sum.
+        // Swapped with those of a longer layer, all bits are set.
+        of_layer("pages/present", [Eio, Eio, Eio, Eio, Right, Eio]),
+        of_layer("pages/used", [Right; 6]),
+        Row {
+            what: "manifest",
+            file: manifest.clone(),
+            other: config.clone(),
+            offline: [Refused; 6],
+        },
+        Row {
+            what: "configuration",
+            file: config,
+            other: manifest,
+            offline: [Refused; 6],
+        },
+        Row {
+            what: "tag",
+            other: root.join("locks/other-tag"),
+            file: tag,
+            offline: [Refused; 6],
+        },
+    ]
+}
+
+/// Mounts and reads all.
+fn outcome(place: &Place, image: &str, offline: bool) -> Outcome {
+    let mnt = place.mnt();
+    let mut arguments = vec!["-q", "--on-outage", "eio", "--fill", "never"];
+    if offline {
+        arguments.push("--offline");
+    }
+    arguments.extend([image, mnt.to_str().unwrap()]);
+    let output = place.run(&arguments);
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+        assert!(!place.is_mounted());
+        return Refused;
+    }
+    let mut outcome = Right;
+    for (seed, len) in LAYERS {
+        match std::fs::read(mnt.join(format!("file-{seed}"))) {
+            Ok(bytes) => assert!(bytes == noise(len, seed), "WRONG BYTES in file-{seed}"),
+            Err(e) => {
+                let eio = rustix::io::Errno::IO.raw_os_error();
+                assert_eq!(e.raw_os_error(), Some(eio), "{e}");
+                outcome = Eio;
+            }
+        }
+    }
+    place.ok(&["umount", mnt.to_str().unwrap()]);
+    outcome
+}
+
+/// Seeds and lengths of the layers' files.
+const LAYERS: [(u64, usize); 2] = [(1, 300_000), (2, 700_000)];
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for path in files_below(from) {
+        let target = to.join(path.file_name().unwrap());
+        match path.is_dir() {
+            true => copy(&path, &target),
+            false => drop(std::fs::copy(&path, &target).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn damage_to_any_file_of_the_cache_is_found() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let tars = LAYERS.map(|(seed, len)| tar(seed, len));
+    layout::write(&place.path("image"), &tars, Pack::Gzip);
+    let registry = support::registry::Registry::serve(place.path("image"));
+    let image = registry.image();
+    assert_eq!(outcome(&place, &image, false), Right);
+    let (cache, whole) = (place.path("cache"), place.path("whole"));
+    let root = cache.join("v1");
+    std::fs::write(root.join("locks/other-tag"), br#"{"key":"x"}"#).unwrap();
+    copy(&cache, &whole);
+    let mut wrong = Vec::new();
+    for row in rows(&root) {
+        for (at, damage) in DAMAGES.into_iter().enumerate() {
+            for offline in [true, false] {
+                std::fs::remove_dir_all(&cache).unwrap();
+                copy(&whole, &cache);
+                damage.to(&row.file, &row.other);
+                let seen = outcome(&place, &image, offline);
+                let expected = if offline { row.offline[at] } else { Right };
+                if seen != expected {
+                    wrong.push(format!(
+                        "{} {damage:?} offline {offline}: {seen:?}",
+                        row.what
+                    ));
+                }
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "not as the table says:\n{}",
+        wrong.join("\n")
+    );
+}
+
+// ---- Random damage, without mounts -----------------------------------------------------------
+
+/// A blob in memory.
+#[derive(Debug)]
+struct Memory {
+    digest: Digest,
+    bytes: Vec<u8>,
+}
+
+impl Blob for Memory {
+    fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    fn size(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
+        let part = self.bytes[range.start() as usize..range.end() as usize].to_vec();
+        let pieces: Vec<_> = part
+            .chunks(16 << 10)
+            .map(|c| Ok(c.to_vec().into()))
+            .collect();
+        Box::pin(async move { Ok(Box::pin(futures_util::stream::iter(pieces)) as ByteStream) })
+    }
+}
+
+fn wanted(blob: Arc<dyn Blob>, tar: &[u8]) -> Wanted {
+    let descriptor = Descriptor {
+        media_type: "application/vnd.oci.image.layer.v1.tar+gzip".to_owned(),
+        digest: blob.digest().clone(),
+        size: blob.size(),
+        urls: Vec::new(),
+        annotations: std::collections::BTreeMap::new(),
+        platform: None,
+    };
+    Wanted {
+        descriptor,
+        diff_id: Digest::of(tar),
+        blob,
+    }
+}
+
+/// Makes the layer known, and its content; the error is what a person would see.
+fn content_of(cache: &Cache, wanted: &Wanted) -> Result<Arc<Content>, String> {
+    let digest = wanted.blob.digest();
+    let known = cache.layer(digest).map_err(|e| e.to_string())?;
+    let known = known.and_then(|layer| Some((codec::decode(&layer.index().ok()?).ok()?, layer)));
+    let (index, layer) = match known {
+        Some(known) => known,
+        None => {
+            let runtime = Content::new_runtime().unwrap();
+            let all = vec![wanted.clone()];
+            let ingest = first_contact::ingest(cache, all, Arc::new(Silent));
+            let layer = runtime
+                .block_on(ingest)
+                .map_err(|e| e.to_string())?
+                .remove(0);
+            (codec::decode(&layer.index().unwrap()).unwrap(), layer)
+        }
+    };
+    let source = LayerSource {
+        index: Arc::new(index),
+        pages: Arc::new(layer.pages().map_err(|e| e.to_string())?),
+        blob: wanted.blob.clone(),
+        complete: None,
+        prove: None,
+    };
+    let options = Options {
+        outage: Outage::Eio,
+        fill: Fill::Never,
+        ..Options::default()
+    };
+    Ok(Content::new(
+        vec![source],
+        options,
+        Profile::default(),
+        None,
+    ))
+}
+
+/// Reads a range as a file system does: what is absent is fetched, then read again.
+fn read(content: &Arc<Content>, range: ByteRange) -> Result<Vec<u8>, String> {
+    let mut out = vec![0; range.len() as usize];
+    for _ in 0..16 {
+        match content
+            .read(0, range, &mut out, &mut Vec::new())
+            .map_err(|e| e.to_string())?
+        {
+            Presence::Read => return Ok(out),
+            Presence::Absent => {
+                let (done, fetched) = mpsc::channel();
+                let tell = move |outcome| drop(done.send(outcome));
+                content.fetch(0, range, Box::new(tell));
+                let outcome = fetched
+                    .recv_timeout(Duration::from_secs(60))
+                    .expect("it hangs");
+                outcome.map_err(|e| e.to_string())?;
+            }
+        }
+    }
+    Err("absent again and again".to_owned())
+}
+
+/// Changes a random file in a random way; says how.
+fn random_damage(random: &mut fastrand::Rng, files: &[PathBuf]) -> String {
+    let file = &files[random.usize(0..files.len())];
+    let other = &files[random.usize(0..files.len())];
+    let Ok(mut bytes) = std::fs::read(file) else {
+        return "nothing".to_owned();
+    };
+    let at = random.usize(0..=bytes.len());
+    let how = random.u8(0..8);
+    match how {
+        0 => std::fs::remove_file(file).unwrap(),
+        1 => bytes.truncate(at),
+        2 => bytes
+            .iter_mut()
+            .skip(at)
+            .take(1)
+            .for_each(|b| *b ^= 1 << random.u8(0..8)),
+        3 => bytes.iter_mut().skip(at).take(4096).for_each(|b| *b = 0),
+        4 => bytes
+            .iter_mut()
+            .skip(at)
+            .take(300)
+            .for_each(|b| *b = random.u8(..)),
+        5 => bytes = std::fs::read(other).unwrap_or_default(),
+        6 => bytes.rotate_left(at),
+        _ => bytes.extend(std::iter::repeat_n(random.u8(..), random.usize(1..9000))),
+    }
+    if how != 0 {
+        std::fs::write(file, bytes).unwrap();
+    }
+    format!("{} ({how} at {at})", file.display())
+}
+
+#[test]
+fn no_random_damage_gives_wrong_bytes() {
+    let trials = if long() { 10_000 } else { 300 };
+    let seed = std::env::var("RSMOUNT_TEST_SEED")
+        .map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
+    println!("seed {seed} (RSMOUNT_TEST_SEED)");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let temp = tempfile::tempdir().unwrap();
+    let (whole, cache) = (temp.path().join("whole"), temp.path().join("cache"));
+    let layers = [(1, 90_000), (2, 150_000)].map(|(seed, len)| {
+        let tar = tar(seed, len);
+        let bytes = layout::compress(&tar, if seed == 1 { Pack::Gzip } else { Pack::Zstd });
+        let digest = Digest::of(&bytes);
+        let blob: Arc<dyn Blob> = Arc::new(Memory { digest, bytes });
+        (wanted(blob, &tar), tar)
+    });
+    for (wanted, _) in &layers {
+        content_of(&Cache::open(&whole).unwrap(), wanted).unwrap();
+    }
+    let mut errors = 0;
+    for trial in 0..trials {
+        let _ = std::fs::remove_dir_all(&cache);
+        copy(&whole, &cache);
+        let mut files = Vec::new();
+        for layer in files_below(&cache.join("v1/layers/sha256")) {
+            files.push(layer.join("index"));
+            files.extend(files_below(&layer.join("pages")));
+        }
+        let how: Vec<String> = (0..random.usize(1..4))
+            .map(|_| random_damage(&mut random, &files))
+            .collect();
+        let opened = Cache::open(&cache).unwrap();
+        for (wanted, tar) in &layers {
+            let Ok(content) = content_of(&opened, wanted) else {
+                errors += 1;
+                continue;
+            };
+            for _ in 0..4 {
+                let start = random.u64(0..tar.len() as u64);
+                let end = random.u64(start..=tar.len() as u64);
+                match read(&content, ByteRange::new(start, end)) {
+                    Ok(bytes) => assert!(
+                        bytes == tar[start as usize..end as usize],
+                        "WRONG BYTES: seed {seed}, trial {trial}, {how:?}"
+                    ),
+                    Err(_) => errors += 1,
+                }
+            }
+        }
+    }
+    println!("{trials} trials, {errors} errors, no wrong byte");
+}
+
+// ---- The registry's messages -----------------------------------------------------------------
+
+use faulty::{FAULTS, Fault, Faulty, Message};
+
+/// What the answers lead to when one of them is spoilt once, and when all of them are.
+fn expected(message: Message, fault: Fault) -> (Outcome, Outcome) {
+    use Fault::*;
+    match (message, fault) {
+        // Only ranges have a range.
+        (Message::Manifest | Message::Config | Message::Layer, OtherRange) => (Right, Right),
+        // What a layer's first stream lacks is asked for as a range, which is not spoilt here.
+        (Message::Layer, Short | Reset | Trickling) => (Right, Right),
+        // One that is gone is gone: nobody asks again.
+        (Message::Range, Missing) => (Eio, Eio),
+        (_, Missing) => (Refused, Refused),
+        // By tag nothing says how a manifest must be but its form.
+        (Message::Manifest, Empty | Truncated | Flipped | Swapped) => (Refused, Refused),
+        // A small blob, or a whole layer, that is shorter than its manifest says or has another
+        // digest is not what was pushed.
+        (Message::Config | Message::Layer, Empty | Truncated | Flipped | Swapped) => {
+            (Refused, Refused)
+        }
+        (Message::Manifest | Message::Config | Message::Layer, Endless) => (Refused, Refused),
+        // An answer that is no answer to the question.
+        (Message::Range, Empty | Endless | OtherRange) => (Eio, Eio),
+        // A range that is wrong is asked for once more.
+        (Message::Range, _) => (Right, Eio),
+        (_, _) => (Right, Refused),
+    }
+}
+
+/// Resolves, streams or reads all there is, with quick retries and short patience.
+fn fetch_all(faulty: &Faulty, cache: &Path, tars: &[Vec<u8>], lazily: bool) -> Outcome {
+    let reference: rsmount::oci::ImageName = faulty.image().parse().unwrap();
+    let rsmount::oci::ImageName::Registry(reference) = reference else {
+        panic!("a registry's name");
+    };
+    let quick = Policy {
+        attempts: 3,
+        wait_first: Duration::from_millis(5),
+        wait_max: Duration::from_millis(50),
+    };
+    let settings = Settings {
+        credentials: Source::Anonymous,
+        timeouts: Timeouts {
+            connect: Duration::from_millis(500),
+            header: Duration::from_millis(150),
+            idle: Duration::from_millis(150),
+            ..Timeouts::default()
+        },
+        retry: quick,
+        ..Settings::default()
+    };
+    let registry = Registry::new(&reference, settings).unwrap();
+    let runtime = Content::new_runtime().unwrap();
+    let resolved = runtime.block_on(async {
+        let top = registry.resolve("latest").await.ok()?;
+        let parsed = rsmount::oci::Manifest::parse(&top.bytes, top.media_type.as_deref()).ok()?;
+        let rsmount::oci::Manifest::Image(manifest) = parsed else {
+            return None;
+        };
+        let config = registry.blob_bytes(&manifest.config, 1 << 20).await.ok()?;
+        rsmount::oci::ImageConfig::parse(&config).ok()?;
+        Some(manifest)
+    });
+    let Some(manifest) = resolved else {
+        return Refused;
+    };
+    let cache = Cache::open(cache).unwrap();
+    let mut outcome = Right;
+    for (descriptor, tar) in manifest.layers.iter().zip(tars) {
+        let blob: Arc<dyn Blob> = Arc::new(Retry::new(registry.blob(descriptor), quick));
+        let Ok(content) = content_of(&cache, &wanted(blob, tar)) else {
+            assert!(!lazily, "the index is there");
+            return Refused;
+        };
+        // Backwards, so that nothing is read ahead.
+        for start in (0..tar.len()).step_by(1 << 20).rev() {
+            let start = start as u64;
+            let range = ByteRange::new(start, (start + (1 << 20)).min(tar.len() as u64));
+            let expected = &tar[start as usize..range.end() as usize];
+            match read(&content, range) {
+                Ok(bytes) => assert!(bytes == expected, "WRONG BYTES"),
+                Err(_) => outcome = Eio,
+            }
+        }
+    }
+    outcome
+}
+
+#[test]
+fn every_answer_of_a_registry_is_checked() {
+    let temp = tempfile::tempdir().unwrap();
+    // One that is a single span, and one of several.
+    let tars = [(1, 300_000), (2, 5_000_000)].map(|(seed, len)| tar(seed, len));
+    // Plain, so that any part of it can be asked for.
+    layout::write(&temp.path().join("image"), &tars, Pack::Plain);
+    let faulty = Faulty::serve(temp.path().join("image"));
+    let mut wrong = Vec::new();
+    for message in [
+        Message::Manifest,
+        Message::Config,
+        Message::Layer,
+        Message::Range,
+    ] {
+        for fault in FAULTS {
+            for always in [false, true] {
+                let cache = temp.path().join("cache");
+                let _ = std::fs::remove_dir_all(&cache);
+                let lazily = message == Message::Range;
+                if lazily {
+                    faulty.good();
+                    assert_eq!(fetch_all(&faulty, &cache, &tars, false), Right);
+                    Cache::open(&cache).unwrap().prune_data(true).unwrap();
+                }
+                faulty.spoil(message, fault, if always { u32::MAX } else { 1 });
+                let began = Instant::now();
+                let seen = fetch_all(&faulty, &cache, &tars, lazily);
+                assert!(
+                    began.elapsed() < Duration::from_secs(30),
+                    "{message:?} {fault:?} hangs"
+                );
+                let (once, all) = expected(message, fault);
+                let expected = if always { all } else { once };
+                if seen != expected {
+                    let when = if always { "always" } else { "once" };
+                    wrong.push(format!(
+                        "{message:?} {fault:?} {when}: {seen:?}, not {expected:?}"
+                    ));
+                }
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "not as the table says:\n{}",
+        wrong.join("\n")
+    );
+}

@@ -1,0 +1,260 @@
+//! Outages: the link goes away at random while readers work, for each policy; and a soak, in which
+//! mounts live with faults, evictions and killed workers for a while and leak nothing.
+#![allow(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a test"
+)]
+
+#[path = "support/all.rs"]
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::layout::{self, DIR, FILE, Layer, Pack};
+use support::place::{Place, can_mount, long};
+use support::registry::Registry;
+
+const MIB: usize = 1 << 20;
+const FILE_BYTES: usize = 2 * MIB;
+
+/// Bytes that hardly compress, different for each `seed`.
+fn noise(seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut bytes = vec![0; FILE_BYTES];
+    random.fill(&mut bytes);
+    bytes
+}
+
+fn served(files: u64) -> (Place, Registry) {
+    let place = Place::new();
+    let mut layer = Layer::new().dir("d", DIR);
+    for n in 0..files {
+        layer = layer.file(&format!("d/{n}"), FILE, &noise(n));
+    }
+    // Plain, so that a miss costs a span and not all that stands before it.
+    layout::write(&place.path("image"), &[layer.tar()], Pack::Plain);
+    let registry = Registry::serve(place.path("image"));
+    drop(place.mount_image(&registry.image(), &[]));
+    place.ok(&["cache", "prune", "--data"]);
+    (place, registry)
+}
+
+/// Reads random pieces past the page cache until told to stop; how many were right, and how many
+/// failed with EIO. Wrong bytes and any other error end the test.
+fn reader(
+    directories: Vec<PathBuf>,
+    files: u64,
+    seed: u64,
+    stop: &Arc<AtomicBool>,
+) -> JoinHandle<(u64, u64)> {
+    let stop = stop.clone();
+    std::thread::spawn(move || {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let contents: Vec<Vec<u8>> = (0..files).map(noise).collect();
+        let mut buffer = vec![0; 128 << 10];
+        let (mut right, mut failed) = (0, 0);
+        while !stop.load(SeqCst) {
+            let n = random.usize(0..contents.len());
+            let directory = &directories[random.usize(0..directories.len())];
+            let len = random.usize(1..=buffer.len());
+            let at = random.usize(0..=FILE_BYTES - len);
+            let file = File::open(directory.join(format!("d/{n}"))).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            match file.read_exact_at(&mut buffer[..len], at as u64) {
+                Ok(()) => {
+                    assert!(buffer[..len] == contents[n][at..at + len], "WRONG BYTES");
+                    right += 1;
+                }
+                Err(e) => {
+                    let eio = rustix::io::Errno::IO.raw_os_error();
+                    assert_eq!(e.raw_os_error(), Some(eio), "{e}");
+                    failed += 1;
+                }
+            }
+        }
+        (right, failed)
+    })
+}
+
+#[test]
+fn readers_live_through_outages_as_their_policy_says() {
+    if !can_mount() {
+        return;
+    }
+    let rounds: &[u64] = if long() {
+        &[1000, 10_000, 60_000, 1000]
+    } else {
+        &[100, 700, 3000]
+    };
+    for (policy, errors) in [("wait", false), ("1", true)] {
+        let (place, registry) = served(8);
+        let options = [
+            "--on-outage",
+            policy,
+            "--fill",
+            "never",
+            "--cache-size",
+            "6MiB",
+        ];
+        let mounted = place.mount_image(&registry.image(), &options);
+        let stop = Arc::new(AtomicBool::new(false));
+        let readers: Vec<_> = (0..8)
+            .map(|seed| reader(vec![place.mnt()], 8, seed, &stop))
+            .collect();
+        let mut stalled = false;
+        for down in rounds {
+            std::thread::sleep(Duration::from_millis(300));
+            registry.control.unplugged.store(true, SeqCst);
+            let until = Instant::now() + Duration::from_millis(*down);
+            while Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(50));
+                stalled |= place.stats()["state"] == "stalled";
+            }
+            registry.control.unplugged.store(false, SeqCst);
+        }
+        // All that wait go on by themselves.
+        std::thread::sleep(Duration::from_secs(1));
+        stop.store(true, SeqCst);
+        let (mut right, mut failed) = (0, 0);
+        for reader in readers {
+            let (r, f) = reader.join().unwrap();
+            (right, failed) = (right + r, failed + f);
+        }
+        println!("{policy}: {right} reads right, {failed} failed, seen stalled: {stalled}");
+        assert!(right > 20, "{policy}: {right} reads");
+        assert_eq!(errors, failed > 0, "{policy}: {failed} failed");
+        assert!(stalled, "{policy}: `stats` never said that readers wait");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while place.stats()["state"] != "ready" {
+            assert!(Instant::now() < deadline, "{}", place.stats());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(std::fs::read(mounted.path("d/5")).unwrap() == noise(5));
+    }
+}
+
+#[test]
+fn a_reader_that_waits_for_the_registry_can_be_killed() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(2);
+    let mounted = place.mount_image(&registry.image(), &["--fill", "never"]);
+    registry.control.held.store(true, SeqCst);
+    let mut waiting = Command::new("cat")
+        .arg(mounted.path("d/1"))
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(waiting.try_wait().unwrap().is_none());
+    waiting.kill().unwrap();
+    assert!(!waiting.wait().unwrap().success());
+    registry.control.held.store(false, SeqCst);
+    assert!(std::fs::read(mounted.path("d/1")).unwrap() == noise(1));
+}
+
+/// What a process has: private memory in KiB, and descriptors.
+fn footprint(pid: u64) -> Option<(u64, usize)> {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let sizes = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
+    Some((sizes.sum(), descriptors))
+}
+
+fn pids(place: &Place) -> Vec<(u64, u64)> {
+    let listed: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
+    let pid = |r: &Value| Some((r["pid"].as_u64()?, r["keeper"].as_u64()?));
+    listed.as_array().unwrap().iter().filter_map(pid).collect()
+}
+
+/// Memory and descriptors of all processes of the mounts, together.
+fn sum(place: &Place) -> (u64, usize) {
+    let both = pids(place)
+        .into_iter()
+        .flat_map(|(pid, keeper)| [pid, keeper]);
+    both.filter_map(footprint)
+        .fold((0, 0), |(m, d), (memory, fds)| (m + memory, d + fds))
+}
+
+#[test]
+fn a_soak_leaks_nothing_and_ends_with_whole_trees() {
+    if !can_mount() {
+        return;
+    }
+    let (mounts, seconds, files) = if long() { (20, 1800, 30) } else { (4, 12, 10) };
+    let (place, registry) = served(files);
+    let budget = (files * FILE_BYTES as u64 / 10).to_string();
+    let directories: Vec<PathBuf> = (0..mounts)
+        .map(|n| place.path(&format!("mnt-{n}")))
+        .collect();
+    for directory in &directories {
+        std::fs::create_dir(directory).unwrap();
+        let path = directory.to_str().unwrap();
+        place.ok(&["-q", "--cache-size", &budget, &registry.image(), path]);
+    }
+    let stop = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..4)
+        .map(|seed| reader(directories.clone(), files, seed, &stop))
+        .collect();
+    let mut random = fastrand::Rng::new();
+    let end = Instant::now() + Duration::from_secs(seconds);
+    let mut footprints = Vec::new();
+    while Instant::now() < end {
+        for _ in 0..4 {
+            std::thread::sleep(Duration::from_millis(random.u64(100..400)));
+            registry.control.unplugged.store(true, SeqCst);
+            std::thread::sleep(Duration::from_millis(random.u64(0..100)));
+            registry.control.unplugged.store(false, SeqCst);
+        }
+        footprints.push(sum(&place));
+    }
+    stop.store(true, SeqCst);
+    for reader in readers {
+        let (right, failed) = reader.join().unwrap();
+        assert!(right > 5 && failed == 0, "{right} right, {failed} failed");
+    }
+    let held: Value = serde_json::from_str(&place.ok(&["cache", "du", "--json"])).unwrap();
+    println!("held at the end: {} of {budget} bytes", held["data_bytes"]);
+    for directory in &directories {
+        for n in 0..files {
+            let bytes = std::fs::read(directory.join(format!("d/{n}"))).unwrap();
+            assert!(bytes == noise(n), "file {n} below {}", directory.display());
+        }
+        place.ok(&["umount", directory.to_str().unwrap()]);
+    }
+    println!("private KiB and descriptors of all processes, over time: {footprints:?}");
+    // The first third is for warming up; after that nothing may grow by more than noise.
+    let third = footprints.len() / 3;
+    let most = |part: &[(u64, usize)]| {
+        let memory = part.iter().map(|f| f.0).max().unwrap();
+        (memory, part.iter().map(|f| f.1).max().unwrap())
+    };
+    let (early, late) = (most(&footprints[..=third]), most(&footprints[third..]));
+    let allowed = early.0 + early.0 / 2 + 4096 * mounts as u64;
+    assert!(late.0 <= allowed, "memory grows: {footprints:?}");
+    assert!(
+        late.1 <= early.1 + 16 * mounts,
+        "descriptors grow: {footprints:?}"
+    );
+    assert!(
+        early.0 / mounts as u64 <= 64 << 10,
+        "{} KiB a mount",
+        early.0 / mounts as u64
+    );
+    assert!(Path::new(&directories[0]).exists());
+}
