@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! ROOT/v1/layers/sha256/HEX/index     immutable, framed (see `layers`)
-//!                          /pages/    data, sums, present (see `pages`); may be dropped at any time
-//!                                     used: when each part of it was (see `recency`)
 //!                          /lent      the kernel was given `data`: it may be unlinked, not punched
+//!                          /pages/    data, sums, present (see `pages`), checked (see `lend`);
+//!                                     may be dropped at any time
+//!                                     used: when each part of it was (see `recency`)
 //!        /documents/sha256-HEX        manifests and configurations
 //!        /tags/HEX.json               what a tag last stood for
 //!        /profiles/HEX                what earlier starts touched, by the list of layers
@@ -13,6 +14,8 @@
 //!        /denied/HEX                  packs that were found to lie
 //!        /blobs/sha256-HEX            blobs that no registry has (see `blobs`)
 //!        /uploads/HEX.json            where a broken push goes on
+//!        /derived/sha256-HEX.KIND     merged trees and EROFS images, by manifest (see `derived`)
+//!        /notes/NAME                  what was found out about the machine in this boot
 //!        /tmp/PID-RANDOM/             things on their way in or out (see `staging`)
 //!        /locks/                      lock files, never removed
 //! ```
@@ -32,7 +35,9 @@
 
 mod bitmap;
 mod blobs;
+mod boot;
 mod budget;
+mod derived;
 mod directory;
 mod documents;
 mod error;
@@ -40,6 +45,7 @@ mod evict;
 mod fetching;
 mod ingest;
 mod layers;
+mod lend;
 mod lock;
 mod packs;
 mod pages;
@@ -56,6 +62,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use blobs::NewBlob;
+pub use derived::Derived;
 pub use documents::{DOCUMENT_BYTES_MAX, RememberedTag};
 pub use error::CacheError;
 pub use fetching::FetchRight;
@@ -97,6 +104,8 @@ struct Root {
     denied: Directory,
     blobs: Directory,
     uploads: Directory,
+    derived: Directory,
+    notes: Directory,
     tmp: Directory,
     locks: Directory,
     /// Present when the page stores have a budget.
@@ -146,6 +155,8 @@ impl Cache {
             denied: version.ensure("denied")?,
             blobs: version.ensure("blobs")?,
             uploads: version.ensure("uploads")?,
+            derived: version.ensure("derived")?,
+            notes: version.ensure("notes")?,
             tmp: version.ensure("tmp")?,
             locks: version.ensure("locks")?,
             evictor: budget.map(Evictor::new),

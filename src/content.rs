@@ -16,6 +16,7 @@ pub mod first_contact;
 mod flights;
 mod fringe;
 mod hot;
+mod late;
 mod pace;
 mod prefetch;
 pub mod profile;
@@ -32,6 +33,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::OnceCell;
 
 pub use error::Error;
+pub use late::LateIndex;
 pub use profile::Profile;
 pub use recorder::RECORDED;
 pub use stalls::{Cause, Stall};
@@ -99,7 +101,7 @@ pub type Prove = Arc<dyn Fn() -> BoxFuture<'static, Result<Pages, Error>> + Send
 #[derive(Clone)]
 pub struct LayerSource {
     /// Its index.
-    pub index: Arc<LayerIndex>,
+    pub index: LateIndex,
     /// Its pages.
     pub pages: Arc<Pages>,
     /// Its blob.
@@ -113,7 +115,7 @@ pub struct LayerSource {
 impl std::fmt::Debug for LayerSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("LayerSource")
-            .field("blob", &self.index.blob)
+            .field("blob", self.blob.digest())
             .finish_non_exhaustive()
     }
 }
@@ -135,7 +137,7 @@ impl Layer {
     /// The index to decode by.
     async fn whole_index(&self) -> Result<Arc<LayerIndex>, Error> {
         let Some(complete) = &self.source.complete else {
-            return Ok(self.source.index.clone());
+            return Ok(self.source.index.get().clone());
         };
         self.whole.get_or_try_init(|| complete()).await.cloned()
     }
@@ -271,7 +273,7 @@ impl Content {
         let absent = |touch: &profile::Touch| {
             let of = self.layer(touch.layer);
             of.is_ok_and(|l| {
-                let range = touch.range(l.source.index.address_size);
+                let range = touch.range(l.source.pages.size());
                 !l.source.pages.is_present(range)
             })
         };
@@ -322,6 +324,11 @@ impl Content {
         }
     }
 
+    /// Lengths of the layers' address spaces, base first.
+    pub fn address_sizes(&self) -> impl Iterator<Item = u64> {
+        self.layers.iter().map(|l| l.source.pages.size())
+    }
+
     /// Whether `range` of layer `layer` is present, as far as the bits say.
     pub fn is_present(&self, layer: u32, range: ByteRange) -> bool {
         let of = self.layer(layer);
@@ -349,9 +356,9 @@ impl Content {
     /// The numbers so far.
     pub fn stats(&self) -> ContentStats {
         let layer = |l: &Layer| LayerStats {
-            digest: l.source.index.blob.clone(),
-            compressed_bytes: l.source.index.compressed_size,
-            address_bytes: l.source.index.address_size,
+            digest: l.source.blob.digest().clone(),
+            compressed_bytes: l.source.blob.size(),
+            address_bytes: l.source.pages.size(),
             present_bytes: l.proven.get().unwrap_or(&l.source.pages).present_bytes(),
             proof: match (&l.source.prove, l.proven.get()) {
                 (None, _) => Proof::Own,

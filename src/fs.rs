@@ -6,13 +6,16 @@
 
 pub mod counters;
 pub mod errno;
+pub mod layers;
 pub mod origin;
 pub mod read;
 
-use std::sync::Arc;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
 
 pub use counters::Counters;
 pub use errno::Error;
+pub use layers::LayerFiles;
 pub use origin::FilePart;
 pub use read::{Absent, Outcome, ReadBuffer};
 
@@ -68,25 +71,42 @@ pub struct DirectoryEntry<'a> {
     pub next: u64,
 }
 
+/// Gives a merged tree.
+pub type LoadTree = Box<dyn FnOnce() -> Tree + Send>;
+
 /// A read-only file system: a merged tree over lazily fetched content.
-#[derive(Debug)]
 pub struct ImageFs {
-    tree: Tree,
+    tree: LazyLock<Tree, LoadTree>,
     content: Arc<Content>,
     counters: Counters,
+}
+
+impl fmt::Debug for ImageFs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ImageFs")
+            .field("content", &self.content)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ImageFs {
     /// The file system of `tree`, whose bytes come from `content`.
     pub fn new(tree: Tree, content: Arc<Content>) -> ImageFs {
+        ImageFs::late(Box::new(move || tree), content)
+    }
+
+    /// The same with a tree that the first who needs it loads: where the kernel knows the tree,
+    /// perhaps nobody.
+    pub fn late(load: LoadTree, content: Arc<Content>) -> ImageFs {
         ImageFs {
-            tree,
+            tree: LazyLock::new(load),
             content,
             counters: Counters::default(),
         }
     }
 
-    /// The tree.
+    /// The names and the metadata.
     pub fn tree(&self) -> &Tree {
         &self.tree
     }

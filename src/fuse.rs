@@ -1,4 +1,5 @@
-//! FUSE: translates kernel requests to [`ImageFs`](crate::fs::ImageFs) calls and back. Decides nothing.
+//! FUSE: translates kernel requests to [`ImageFs`](crate::fs::ImageFs) calls and back, or, where EROFS
+//! knows the tree, to [`LayerFiles`](crate::fs::LayerFiles). Decides nothing.
 //!
 //! The tree is immutable, so the kernel is told to keep everything: entries, attributes and
 //! negative entries for ever, directory listings and symbolic links cached. OPEN and OPENDIR are
@@ -13,6 +14,10 @@
 //! Deadlock to keep away from: the process must not touch its own mount from a session thread.
 
 mod adapter;
+mod init;
+mod layers;
+mod pending;
+pub mod probe;
 pub mod session;
 
-pub use session::{Eraser, MountFlags, Session, Unmounter, shown_source};
+pub use session::{Detached, Eraser, MountFlags, Session, Unmounter, shown_source};

@@ -17,6 +17,7 @@ pub mod dump;
 pub mod error;
 pub mod merge;
 pub mod node;
+pub mod stored;
 pub mod xattr;
 
 mod draft;
@@ -66,6 +67,11 @@ struct Dentry {
 }
 
 impl Tree {
+    /// A tree of nothing but its root.
+    pub fn bare() -> Tree {
+        freeze::bare()
+    }
+
     /// The node of `ino`; `None` when there is no such inode.
     pub fn node(&self, ino: Ino) -> Option<&Node> {
         self.nodes.get(ino.index())

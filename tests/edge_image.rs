@@ -75,7 +75,12 @@ fn a_file_of_nine_gigabytes_is_read_at_both_ends() {
     let file = File::open(mount.path("sparse-9g")).unwrap();
     let meta = file.metadata().unwrap();
     assert_eq!(meta.len(), 9 << 30);
-    assert!(meta.blocks() * 512 < 1 << 20, "holes take no room");
+    // EROFS tells of a file's length only.
+    let holes = place.stats()["engine"] == "fuse";
+    assert!(
+        !holes || meta.blocks() * 512 < 1 << 20,
+        "holes take no room"
+    );
     for (offset, piece) in edge::pieces(&layers, b"sparse-9g") {
         let before = offset - 100;
         let mut found = vec![0xff; 100 + piece.len()];

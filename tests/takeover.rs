@@ -336,7 +336,9 @@ fn without_a_keeper_reads_fail_and_the_rest_is_cleaned_up() {
     assert!(
         [
             Some(notconn),
-            Some(rustix::io::Errno::CONNABORTED.raw_os_error())
+            Some(rustix::io::Errno::CONNABORTED.raw_os_error()),
+            // What EROFS makes of either.
+            Some(rustix::io::Errno::IO.raw_os_error()),
         ]
         .contains(&failed.raw_os_error()),
         "{failed}"
@@ -358,7 +360,8 @@ fn what_nobody_can_take_over_fails_and_does_not_hang() {
         return;
     }
     let (place, _registry) = served();
-    let mounted = place.mount("image", &[]);
+    // EROFS would find the bytes in the kernel's cache of its device, which is below the file's.
+    let mounted = place.mount("image", &["--engine", "fuse"]);
     let file = File::open(mounted.path("d/0")).unwrap();
     // From an archive that is gone: the cache knows all that is needed.
     std::fs::remove_dir_all(place.path("image")).unwrap();

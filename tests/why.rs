@@ -63,7 +63,9 @@ fn a_wait_is_shown_with_its_file_its_span_and_its_cost() {
     let shown = why(&place);
     let wait = &shown["stalls"][0];
     assert_eq!(wait["path"], "/above/b", "{shown}");
-    assert_eq!(wait["offset"], 1 << 20);
+    // EROFS reads whole pages of the layer, where a file begins at a multiple of 512.
+    let offset = wait["offset"].as_u64().unwrap();
+    assert!((offset..offset + 4096).contains(&(1 << 20)), "{wait}");
     assert!(wait["waited_us"].as_u64() >= Some(190_000), "{wait}");
     assert_eq!(wait["cause"], "asked");
     assert_eq!(wait["requests"], 1);

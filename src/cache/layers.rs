@@ -44,8 +44,8 @@ const OPEN_TRIES_MAX: usize = 100;
 /// A layer whose index is stored.
 #[derive(Debug, Clone)]
 pub struct StoredLayer {
-    root: Arc<Root>,
-    directory: Arc<Directory>,
+    pub(super) root: Arc<Root>,
+    pub(super) directory: Arc<Directory>,
     blob: Digest,
     address_size: u64,
 }

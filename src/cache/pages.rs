@@ -21,7 +21,7 @@ use super::bitmap::{Bitmap, WORD_BYTES, words_of};
 use super::directory::Directory;
 use super::lock::{self, Borrowed};
 use super::recency::{REGION_BYTES, Recency};
-use super::{ByteRange, CacheError, Root, evict};
+use super::{ByteRange, CacheError, Root, evict, lend};
 
 /// Length of a page in bytes: the unit of presence and of checking.
 pub const PAGE_BYTES: u64 = 4096;
@@ -170,6 +170,14 @@ impl Pages {
     /// Length of the address space in bytes.
     pub fn size(&self) -> u64 {
         self.size
+    }
+
+    /// Does something with the file while nobody else changes what is present.
+    pub(super) fn locked<T>(&self, action: impl FnOnce(&File) -> T) -> Result<T, CacheError> {
+        let _thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _process = Borrowed::wait(&self.present)
+            .map_err(|e| CacheError::io("lock", &self.path.join(PRESENT), e))?;
+        Ok(action(&self.data))
     }
 
     /// Bytes that may be stored although nobody has asked for them: up to the low watermark of the
@@ -345,6 +353,9 @@ impl Pages {
         let _thread = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let failed = |e: std::io::Error| CacheError::io("punch", &self.path.join(DATA), e);
         let _process = Borrowed::wait(&self.present).map_err(|e| failed(e.into()))?;
+        if lend::is_kept(&self.data) {
+            return Ok(());
+        }
         self.put_bits(pages, false).map_err(failed)?;
         let bytes = (pages.end - pages.start) * PAGE_BYTES;
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;

@@ -348,3 +348,4 @@ fn remembered_tags_are_listed_and_forgotten() {
 }
 
 mod budget;
+mod lend;

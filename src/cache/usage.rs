@@ -165,6 +165,10 @@ impl Cache {
             }
             pruned.bytes += before.saturating_sub(disk_bytes(directory)?);
         }
+        pruned.bytes += disk_bytes(&self.root.derived)?;
+        for name in self.root.derived.names()? {
+            self.root.derived.remove(&name)?;
+        }
         for name in self.root.packs.names()? {
             Staging::discard(&self.root, &self.root.packs, &name)?;
         }

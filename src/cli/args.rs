@@ -14,7 +14,7 @@ use crate::cli::args::cache::CacheCommand;
 use crate::cli::args::image::ImageCommand;
 use crate::cli::args::upgrade::UpgradeArgs;
 use crate::content::{Fill, Outage};
-use crate::mount::{Pull, TrustIndex};
+use crate::mount::{Engine, Pull, TrustIndex};
 
 pub mod freeze;
 pub mod image;
@@ -261,6 +261,37 @@ pub struct MountArgs {
         display_order = 6
     )]
     pub fill: Option<FillArg>,
+    /// Who answers for names and metadata: auto takes the kernel's EROFS as root where it can
+    #[arg(
+        long,
+        value_enum,
+        default_value_t = EngineArg::Auto,
+        env = "RSMOUNT_ENGINE",
+        hide_env_values = true,
+        display_order = 6
+    )]
+    pub engine: EngineArg,
+}
+
+/// `--engine`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum EngineArg {
+    /// The kernel where that is possible, else FUSE; `stats` says which and why
+    Auto,
+    /// FUSE
+    Fuse,
+    /// The kernel's EROFS, over FUSE for the bytes; or nothing
+    Kernel,
+}
+
+impl From<EngineArg> for Engine {
+    fn from(arg: EngineArg) -> Engine {
+        match arg {
+            EngineArg::Auto => Engine::Auto,
+            EngineArg::Fuse => Engine::Fuse,
+            EngineArg::Kernel => Engine::Kernel,
+        }
+    }
 }
 
 /// `--pull`.

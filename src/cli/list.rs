@@ -2,6 +2,7 @@
 
 use crate::cli::args::{PsArgs, StatsArgs};
 use crate::cli::output::{self, Failure, size};
+use crate::mount::engine::Choice;
 use crate::mount::record::{Record, State};
 use crate::mount::stats::Stats;
 use crate::mount::{control, mountpoint, record};
@@ -28,6 +29,7 @@ pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
             r.platform.clone(),
             r.pid.to_string(),
             shown_state(r),
+            engine(r.engine.as_ref(), false),
             r.since.clone(),
             r.upper
                 .as_ref()
@@ -41,6 +43,7 @@ pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
         "PLATFORM",
         "PID",
         "STATE",
+        "ENGINE",
         "SINCE",
         "UPPER",
         "MOUNTPOINT",
@@ -60,6 +63,15 @@ fn short(digest: &str) -> String {
         .nth(1)
         .map_or(digest, |hex| &hex[..hex.len().min(12)])
         .to_owned()
+}
+
+/// The engine's name; with `why`, also why it is that one.
+fn engine(choice: Option<&Choice>, why: bool) -> String {
+    match choice {
+        Some(choice) if why => format!("{} ({})", choice.engine, choice.engine_why),
+        Some(choice) => choice.engine.clone(),
+        None => "-".to_owned(),
+    }
 }
 
 fn state(state: State) -> &'static str {
@@ -111,7 +123,7 @@ fn print_stats(stats: &Stats) {
         ("image", stats.image.clone()),
         ("digest", stats.digest.clone()),
         ("state", state(stats.state).to_owned()),
-        ("engine", stats.engine.clone()),
+        ("engine", engine(stats.engine.as_ref(), true)),
         (
             "upper",
             stats

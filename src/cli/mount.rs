@@ -15,7 +15,7 @@ use crate::cli::progress::Progress;
 use crate::cli::settings::{KeyName, Settings};
 use crate::content::{Fill, Outage};
 use crate::mount::launch::{self, LaunchError};
-use crate::mount::{MountRequest, Pull, TrustIndex, Upper, mountpoint, record};
+use crate::mount::{Engine, MountRequest, Pull, TrustIndex, Upper, mountpoint, record};
 
 /// How long `umount` waits for the worker to be gone after the mount is.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -65,6 +65,7 @@ fn request(args: &MountArgs, settings: Settings) -> Result<MountRequest, Failure
     request.mountpoint = checked.path;
     request.on_outage = on_outage.unwrap_or_default();
     request.fill = fill.unwrap_or_default();
+    request.engine = args.engine.into();
     request.foreground = args.foreground;
     request.upper = upper(args)?;
     for option in &args.options {
@@ -138,6 +139,7 @@ pub(super) fn reach_request(
         fill: Fill::Never,
         trust_index: trust.or(settings.trust_index).unwrap_or_default(),
         trusted_keys,
+        engine: Engine::Auto,
         insecure_registries,
         ca_files,
         suid: None,

@@ -106,7 +106,7 @@ impl Content {
             let Some(layer) = self.layers.get(touch.layer as usize) else {
                 continue;
             };
-            let range = touch.range(layer.source.index.address_size);
+            let range = touch.range(layer.source.pages.size());
             for span in needed(layer, range) {
                 if wanted[touch.layer as usize].insert(span) {
                     order.push((touch.layer, span));

@@ -15,7 +15,7 @@ use crate::tree::NodeKind;
 pub struct ReadBuffer {
     /// The bytes of the last successful read.
     pub bytes: Vec<u8>,
-    scratch: Vec<u8>,
+    pub(super) scratch: Vec<u8>,
 }
 
 /// Bytes of a layer that have to be fetched before a read can be answered.
@@ -46,19 +46,35 @@ impl ImageFs {
         size: u32,
         buffer: &mut ReadBuffer,
     ) -> Result<Outcome, Error> {
-        let (ino, node) = self.node(ino)?;
+        let (_, node) = self.node(ino)?;
         match node.kind {
             NodeKind::Regular => {}
             NodeKind::Directory => return Err(Error::IsADirectory),
             _ => return Err(Error::NotARegularFile),
         }
-        let wanted = ByteRange::new(
-            offset.min(node.size),
-            node.size.min(offset.saturating_add(u64::from(size))),
-        );
+        let end = node.size.min(offset.saturating_add(u64::from(size)));
+        let len = end.saturating_sub(offset);
         let ReadBuffer { bytes, scratch } = buffer;
         bytes.clear();
-        bytes.resize(wanted.len() as usize, 0);
+        bytes.resize(len as usize, 0);
+        let outcome = self.read_piece(ino, offset, bytes, scratch)?;
+        if outcome == Outcome::Read {
+            self.counters.count_read_bytes(len);
+        }
+        Ok(outcome)
+    }
+
+    /// Reads the bytes at `offset` of the regular file `ino` into `out`, which holds zeros and does
+    /// not reach beyond the end of the file. Never waits.
+    pub(super) fn read_piece(
+        &self,
+        ino: u64,
+        offset: u64,
+        out: &mut [u8],
+        scratch: &mut Vec<u8>,
+    ) -> Result<Outcome, Error> {
+        let (ino, _) = self.node(ino)?;
+        let wanted = ByteRange::new(offset, offset.saturating_add(out.len() as u64));
         let (layer, extents) = self.tree.extents(ino);
         let first = extents.partition_point(|e| e.file_offset + e.len <= wanted.start());
         for extent in &extents[first..] {
@@ -66,7 +82,7 @@ impl ImageFs {
                 break;
             };
             let at = (part.start() - wanted.start()) as usize;
-            let out = &mut bytes[at..at + part.len() as usize];
+            let out = &mut out[at..at + part.len() as usize];
             match self.content.read(layer.0, address, out, scratch) {
                 Ok(Presence::Read) => {}
                 Ok(Presence::Absent) => {
@@ -78,7 +94,6 @@ impl ImageFs {
                 Err(_) => return Err(Error::Io),
             }
         }
-        self.counters.count_read_bytes(wanted.len());
         Ok(Outcome::Read)
     }
 }

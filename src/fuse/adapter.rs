@@ -1,6 +1,5 @@
 //! The translation itself, one method a request.
 
-use std::cell::RefCell;
 use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
@@ -14,29 +13,11 @@ use fuser::{
 };
 
 use crate::fs::counters::Request as Counted;
-use crate::fs::{Attributes, BLOCK_BYTES, Error, ImageFs, Outcome, ReadBuffer};
+use crate::fs::{Attributes, BLOCK_BYTES, Error, ImageFs};
+use crate::fuse::init;
+use crate::fuse::pending::PendingRead;
 use crate::layer::Timestamp;
 use crate::tree::NodeKind;
-
-/// Entries and attributes never change. The kernel computes in jiffies: a very large number of
-/// seconds means "for ever" without an overflow.
-const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
-
-/// A waiting fetch holds its background slot, so there must be as many slots as readers.
-const BACKGROUND_MAX: u16 = u16::MAX;
-
-/// Read-ahead while bytes are absent: every page that nobody asked for may cost a range request.
-const READAHEAD_LAZY_BYTES: u32 = 16 << 10;
-
-/// Read-ahead once all bytes are local. The kernel caps what it is asked for at INIT.
-const READAHEAD_LOCAL_BYTES: u32 = 1 << 20;
-
-/// How often one read may find bytes absent again (evicted between fetch and read) before EIO.
-const FETCHES_MAX: u32 = 16;
-
-thread_local! {
-    static BUFFER: RefCell<ReadBuffer> = RefCell::default();
-}
 
 /// Answers the kernel from an [`ImageFs`].
 #[derive(Debug)]
@@ -56,35 +37,10 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        // Each of these only saves round trips: a kernel without one still works.
-        for wanted in [
-            InitFlags::FUSE_ASYNC_READ,
-            InitFlags::FUSE_PARALLEL_DIROPS,
-            InitFlags::FUSE_DO_READDIRPLUS,
-            InitFlags::FUSE_CACHE_SYMLINKS,
-            InitFlags::FUSE_NO_OPEN_SUPPORT,
-            InitFlags::FUSE_NO_OPENDIR_SUPPORT,
-            InitFlags::FUSE_EXPLICIT_INVAL_DATA,
-        ] {
-            if let Err(missing) = config.add_capabilities(wanted) {
-                tracing::debug!(?missing, "this kernel lacks a FUSE capability");
-            }
-        }
+        init::negotiate(config, init::reads_ahead(self.fs.content()));
         // With it, the kernel asks for the ACL of every inode whose permission it checks.
         if self.fs.has_acls() {
             let _unsupported = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);
-        }
-        let _at_least_one = config.set_max_background(BACKGROUND_MAX);
-        let _at_least_one = config.set_congestion_threshold(BACKGROUND_MAX / 4 * 3);
-        let content = self.fs.content();
-        let local = content.is_complete() && !content.is_learning();
-        let readahead = if local {
-            READAHEAD_LOCAL_BYTES
-        } else {
-            READAHEAD_LAZY_BYTES
-        };
-        if let Err(most) = config.set_max_readahead(readahead) {
-            let _smaller = config.set_max_readahead(most);
         }
         Ok(())
     }
@@ -92,8 +48,8 @@ impl Filesystem for Adapter {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Counted::Lookup);
         match self.fs.lookup(parent.0, name.as_bytes()) {
-            Ok(found) => reply.entry(&FOR_EVER, &attr(&found), Generation(0)),
-            Err(Error::NotFound) => reply.entry(&FOR_EVER, &negative(), Generation(0)),
+            Ok(found) => reply.entry(&init::FOR_EVER, &attr(&found), Generation(0)),
+            Err(Error::NotFound) => reply.entry(&init::FOR_EVER, &negative(), Generation(0)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -101,7 +57,7 @@ impl Filesystem for Adapter {
     fn getattr(&self, _req: &Request, ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         self.count(Counted::Getattr);
         match self.fs.attributes(ino.0) {
-            Ok(found) => reply.attr(&FOR_EVER, &attr(&found)),
+            Ok(found) => reply.attr(&init::FOR_EVER, &attr(&found)),
             Err(e) => reply.error(errno(e)),
         }
     }
@@ -136,14 +92,7 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.count(Counted::Read);
-        PendingRead {
-            fs: self.fs.clone(),
-            ino: ino.0,
-            offset,
-            size,
-            fetches: 0,
-        }
-        .answer(reply);
+        PendingRead::new(self.fs.clone(), ino.0, offset, size).answer(reply);
     }
 
     fn readdir(
@@ -191,7 +140,14 @@ impl Filesystem for Adapter {
                 let entry = entry?;
                 let attr = attr(&entry.attributes);
                 let name = OsStr::from_bytes(entry.name);
-                if reply.add(attr.ino, entry.next, name, &FOR_EVER, &attr, Generation(0)) {
+                if reply.add(
+                    attr.ino,
+                    entry.next,
+                    name,
+                    &init::FOR_EVER,
+                    &attr,
+                    Generation(0),
+                ) {
                     break;
                 }
             }
@@ -237,55 +193,6 @@ impl Filesystem for Adapter {
     }
 
     fn destroy(&mut self) {}
-}
-
-/// A read on its way: answered at once, or after what it lacks has been fetched.
-struct PendingRead {
-    fs: Arc<ImageFs>,
-    ino: u64,
-    offset: u64,
-    size: u32,
-    fetches: u32,
-}
-
-impl PendingRead {
-    fn answer(mut self, reply: ReplyData) {
-        let outcome = BUFFER.with_borrow_mut(|buffer| {
-            let outcome = self.fs.read(self.ino, self.offset, self.size, buffer);
-            match outcome {
-                Ok(Outcome::Read) => {
-                    reply.data(&buffer.bytes);
-                    None
-                }
-                Ok(Outcome::Absent(absent)) if self.fetches < FETCHES_MAX => Some((absent, reply)),
-                Ok(Outcome::Absent(_)) => {
-                    reply.error(Errno::EIO);
-                    None
-                }
-                Err(e) => {
-                    reply.error(errno(e));
-                    None
-                }
-            }
-        });
-        let Some((absent, reply)) = outcome else {
-            return;
-        };
-        self.fetches += 1;
-        let content = self.fs.content().clone();
-        content.fetch(
-            absent.layer,
-            absent.range,
-            Box::new(move |fetched| match fetched {
-                Ok(()) => self.answer(reply),
-                Err(e) => {
-                    tracing::error!(error = %e, layer = absent.layer, range = %absent.range,
-                        "a read failed");
-                    reply.error(Errno::EIO);
-                }
-            }),
-        );
-    }
 }
 
 fn reply_sized(value: &[u8], size: u32, reply: ReplyXattr) {

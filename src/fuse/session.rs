@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fuser::{Config, MountOption, SessionACL};
-use rustix::mount::{MountFlags as MountFlagBits, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags as MountFlagBits, UnmountFlags,
+};
 
-use crate::fs::ImageFs;
+use crate::fs::{ImageFs, LayerFiles};
 use crate::fuse::adapter::Adapter;
+use crate::fuse::layers::Layers;
+use crate::fuse::probe::Probe;
 
 /// Threads that answer requests. Two: one keeps answering while the other copies a large read;
 /// more gain nothing on a path that never waits.
@@ -35,9 +39,27 @@ pub struct MountFlags {
 /// A mounted file system that is not yet served.
 #[derive(Debug)]
 pub struct Session {
-    session: fuser::Session<Adapter>,
+    served: Served,
     mountpoint: PathBuf,
     helped: bool,
+}
+
+/// What answers.
+#[derive(Debug)]
+enum Served {
+    Image(fuser::Session<Adapter>),
+    Layers(fuser::Session<Layers>),
+    Probe(fuser::Session<Probe>),
+}
+
+/// A mount that is at no place in the tree of mounts, and its session. It ends when the last
+/// descriptor of it and of its files is closed.
+#[derive(Debug)]
+pub struct Detached {
+    /// Has to be served before anybody looks into the mount.
+    pub session: Session,
+    /// The mount.
+    pub mount: OwnedFd,
 }
 
 /// Ends a session from another thread.
@@ -55,6 +77,13 @@ enum Way {
 }
 
 impl Unmounter {
+    /// Ends the mount at `path`, whatever it is, by umount(2).
+    pub fn directly(path: &Path) -> Unmounter {
+        Unmounter {
+            way: Way::Directly(path.to_owned()),
+        }
+    }
+
     /// Unmounts. When something on the mount is busy this fails, and nothing has changed.
     pub fn unmount(&mut self) -> io::Result<()> {
         match &mut self.way {
@@ -119,7 +148,7 @@ impl Session {
             Err(e) => return Err(e.into()),
         };
         Ok(Session {
-            session,
+            served: Served::Image(session),
             mountpoint: mountpoint.to_owned(),
             helped,
         })
@@ -134,50 +163,75 @@ impl Session {
         mountpoint: &Path,
         allow_other: bool,
     ) -> io::Result<Session> {
-        let config = config(allow_other);
-        let (kernel, place) = rustix::net::socketpair(
-            rustix::net::AddressFamily::UNIX,
-            rustix::net::SocketType::SEQPACKET,
-            rustix::net::SocketFlags::CLOEXEC,
-            None,
-        )?;
-        rustix::io::write(&kernel, &init_request())?;
-        let acl = config.acl;
-        let session = fuser::Session::from_fd(Adapter::new(fs), place, acl, config)?;
-        put_in_place_of(session.as_fd(), device)?;
         Ok(Session {
-            session,
+            served: Served::Image(resumed(Adapter::new(fs), device, config(allow_other))?),
             mountpoint: mountpoint.to_owned(),
+            helped: false,
+        })
+    }
+
+    /// The same with [`Session::layers`].
+    pub fn resume_layers(files: Arc<LayerFiles>, device: &OwnedFd) -> io::Result<Session> {
+        Ok(Session {
+            served: Served::Layers(resumed(Layers::new(files), device, config(false))?),
+            mountpoint: PathBuf::new(),
             helped: false,
         })
     }
 
     /// Another descriptor of the device, to be kept by somebody else.
     pub fn device(&self) -> io::Result<OwnedFd> {
-        self.session.as_fd().try_clone_to_owned()
+        let device = match &self.served {
+            Served::Image(session) => session.as_fd(),
+            Served::Layers(session) => session.as_fd(),
+            Served::Probe(session) => session.as_fd(),
+        };
+        device.try_clone_to_owned()
+    }
+
+    /// Mounts the files of layers out of sight, for nobody but this user. Needs `CAP_SYS_ADMIN`.
+    pub fn layers(files: Arc<LayerFiles>) -> io::Result<Detached> {
+        detached(Layers::new(files), Served::Layers)
+    }
+
+    /// Mounts the files of [`probe`](crate::fuse::probe) out of sight.
+    pub fn probe() -> io::Result<Detached> {
+        detached(Probe, Served::Probe)
     }
 
     /// A handle that ends this session.
     pub fn unmounter(&mut self) -> Unmounter {
         let way = if self.helped {
-            Way::Helped(self.session.unmount_callable())
+            Way::Helped(match &mut self.served {
+                Served::Image(session) => session.unmount_callable(),
+                Served::Layers(session) => session.unmount_callable(),
+                Served::Probe(session) => session.unmount_callable(),
+            })
         } else {
             Way::Directly(self.mountpoint.clone())
         };
         Unmounter { way }
     }
 
-    /// A handle that makes the kernel forget what it knows of `fs`.
-    pub fn eraser(&self, fs: &ImageFs) -> Eraser {
+    /// A handle that makes the kernel forget what it knows of inodes 1 to `inodes`.
+    pub fn eraser(&self, inodes: u64) -> Eraser {
         Eraser {
-            notifier: self.session.notifier(),
-            inodes: fs.totals().files,
+            notifier: match &self.served {
+                Served::Image(session) => session.notifier(),
+                Served::Layers(session) => session.notifier(),
+                Served::Probe(session) => session.notifier(),
+            },
+            inodes,
         }
     }
 
     /// Answers requests until the file system is unmounted by whomever.
     pub fn serve(self) -> io::Result<()> {
-        self.session.run()
+        match self.served {
+            Served::Image(session) => session.run(),
+            Served::Layers(session) => session.run(),
+            Served::Probe(session) => session.run(),
+        }
     }
 }
 
@@ -225,6 +279,59 @@ fn put_in_place_of(place: BorrowedFd<'_>, device: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+fn resumed<F: fuser::Filesystem>(
+    fs: F,
+    device: &OwnedFd,
+    config: Config,
+) -> io::Result<fuser::Session<F>> {
+    let (kernel, place) = rustix::net::socketpair(
+        rustix::net::AddressFamily::UNIX,
+        rustix::net::SocketType::SEQPACKET,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?;
+    rustix::io::write(&kernel, &init_request())?;
+    let acl = config.acl;
+    let session = fuser::Session::from_fd(fs, place, acl, config)?;
+    put_in_place_of(session.as_fd(), device)?;
+    Ok(session)
+}
+
+fn detached<F: fuser::Filesystem>(
+    fs: F,
+    served: fn(fuser::Session<F>) -> Served,
+) -> io::Result<Detached> {
+    let device = open_device()?;
+    let context = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let set = |key: &str, value: &str| rustix::mount::fsconfig_set_string(&context, key, value);
+    set("source", "rsmount")?;
+    set("subtype", "rsmount")?;
+    set("fd", &device.as_raw_fd().to_string())?;
+    set("rootmode", "40000")?;
+    set("user_id", &rustix::process::geteuid().as_raw().to_string())?;
+    set("group_id", &rustix::process::getegid().as_raw().to_string())?;
+    rustix::mount::fsconfig_set_flag(&context, "default_permissions")?;
+    rustix::mount::fsconfig_set_flag(&context, "ro")?;
+    rustix::mount::fsconfig_create(&context)?;
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
+    let session = fuser::Session::from_fd(fs, device, SessionACL::Owner, config(false))?;
+    let session = Session {
+        served: served(session),
+        mountpoint: PathBuf::new(),
+        helped: false,
+    };
+    Ok(Detached { session, mount })
+}
+
+fn open_device() -> Result<OwnedFd, rustix::io::Errno> {
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+    rustix::fs::open("/dev/fuse", flags, rustix::fs::Mode::empty())
+}
+
 /// What stands in `/proc/mounts` as the device: no control characters, no option separator.
 pub fn shown_source(source: &str) -> String {
     let source: String = source
@@ -241,11 +348,7 @@ fn mount_directly(
     source: &str,
     flags: MountFlags,
 ) -> Result<OwnedFd, rustix::io::Errno> {
-    let device = rustix::fs::open(
-        "/dev/fuse",
-        rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC,
-        rustix::fs::Mode::empty(),
-    )?;
+    let device = open_device()?;
     let mut data = format!(
         "fd={},rootmode=40000,user_id={},group_id={},default_permissions",
         device.as_raw_fd(),

@@ -125,8 +125,14 @@ pub fn decode(bytes: &[u8]) -> Result<LayerIndex, CodecError> {
     Ok(index)
 }
 
-/// Checks the header and unpacks the body; the windows stand behind it.
-fn open(bytes: &[u8]) -> Result<(Vec<u8>, &[u8]), CodecError> {
+/// Whether `bytes` are what [`encode`] has written, as far as version and checksum say: much less
+/// work than [`decode`].
+pub fn check(bytes: &[u8]) -> Result<(), CodecError> {
+    sizes(bytes).map(|_| ())
+}
+
+/// Lengths of the body, unpacked and packed, of bytes that have their checksum.
+fn sizes(bytes: &[u8]) -> Result<(u64, u64), CodecError> {
     if !bytes.starts_with(MAGIC) {
         return Err(CodecError::Magic);
     }
@@ -140,7 +146,12 @@ fn open(bytes: &[u8]) -> Result<(Vec<u8>, &[u8]), CodecError> {
     if u32_at(12) != crc32c::crc32c(&bytes[SUMMED_FROM..]) {
         return Err(CodecError::Checksum);
     }
-    let (body_len, packed_len) = (u64_at(16), u64_at(24));
+    Ok((u64_at(16), u64_at(24)))
+}
+
+/// Checks the header and unpacks the body; the windows stand behind it.
+fn open(bytes: &[u8]) -> Result<(Vec<u8>, &[u8]), CodecError> {
+    let (body_len, packed_len) = sizes(bytes)?;
     let rest = &bytes[HEADER_BYTES..];
     if body_len > BODY_BYTES_MAX || packed_len > rest.len() as u64 {
         return Err(CodecError::Length);

@@ -11,15 +11,15 @@ use tokio::sync::Notify;
 
 use crate::cache::{Cache, CacheError, StoredLayer};
 use crate::content::first_contact::{self, Wanted};
-use crate::content::{Content, LayerSource, Options};
-use crate::fs::ImageFs;
-use crate::layer::{LayerIndex, codec};
+use crate::content::{Content, LateIndex, Options};
+use crate::fs::{ImageFs, LoadTree};
 use crate::monitor::{Event, Monitor};
 use crate::mount::discover::{self, Finding, Found, Pack, Refused};
 use crate::mount::error::Error;
 use crate::mount::hot::{self, Early};
+use crate::mount::known_tree;
 use crate::mount::learn::Learner;
-use crate::mount::narrow;
+use crate::mount::own_layer::own_layer;
 use crate::mount::pack;
 use crate::mount::request::{MountRequest, Pull};
 use crate::mount::resolve::{Image, Resolver, Top};
@@ -27,7 +27,6 @@ use crate::mount::source::{self, Access, Here, LateSource, Source};
 use crate::mount::trust::Trust;
 use crate::mount::why::Foreknown;
 use crate::oci::{Descriptor, Digest, ImageManifest, ImageName, Platform};
-use crate::tree::Tree;
 
 /// A file system that can be mounted, and what it was made from.
 #[derive(Debug)]
@@ -35,7 +34,11 @@ pub(crate) struct Assembled {
     pub(crate) fs: Arc<ImageFs>,
     pub(crate) image: ResolvedImage,
     /// Base first.
-    pub(crate) indexes: Vec<Arc<LayerIndex>>,
+    pub(crate) indexes: Vec<LateIndex>,
+    /// The layers whose index was made here, base first.
+    pub(crate) stored: Vec<Option<StoredLayer>>,
+    /// Names of the layers' address spaces, base first.
+    pub(crate) diff_ids: Vec<crate::oci::Digest>,
     /// Keeps what this start teaches.
     pub(crate) learner: Learner,
     /// Where absent bytes come from, for people.
@@ -382,20 +385,23 @@ fn wire(
     };
     let late = LateSource::new(access, &image.sources, source, here);
     let own: Vec<bool> = layers.iter().map(Option::is_some).collect();
+    let key = Some(&image.digest).filter(|_| own.iter().all(|own| *own));
+    let is_known = key.is_some_and(|key| known_tree::is_known(cache, key));
+    let known = layers.clone();
     let mut sources = Vec::with_capacity(layers.len());
     for (at, stored) in layers.into_iter().enumerate() {
         let descriptor = &image.manifest.layers[at];
         sources.push(match (stored, &pack) {
-            (Some(stored), _) => own_layer(&stored, descriptor, &late)?,
+            (Some(stored), _) => own_layer(&stored, descriptor, &late, is_known)?,
             (None, Some(pack)) => pack::layer(pack, at, cache, &late, &image.manifest)?,
             (None, None) => return Err(Error::Content(crate::content::Error::Abandoned)),
         });
     }
-    let indexes: Vec<Arc<LayerIndex>> = sources.iter().map(|s| s.index.clone()).collect();
-    let tree = Tree::merge(&indexes).map_err(|source| Error::Merge {
-        image: request.image.clone(),
-        source,
-    })?;
+    let indexes: Vec<LateIndex> = sources.iter().map(|s| s.index.clone()).collect();
+    let tree = match key.filter(|_| is_known) {
+        Some(key) => known_tree::late(cache, key, &indexes),
+        None => made_tree(request, cache, key, &indexes)?,
+    };
     let learner = Learner::new(cache.clone(), &image.manifest);
     let foreknown = Foreknown {
         profile: learner.earlier(),
@@ -420,12 +426,14 @@ fn wire(
         hot::stream_hot(pack, &content, &late, &own)?;
     }
     Ok(Assembled {
-        fs: Arc::new(ImageFs::new(tree, content)),
+        fs: Arc::new(ImageFs::late(tree, content)),
         image: ResolvedImage {
             digest: image.digest,
             platform: image.platform,
         },
         indexes,
+        stored: known,
+        diff_ids: image.config.diff_ids.clone(),
         learner,
         source: described,
         foreknown,
@@ -433,26 +441,16 @@ fn wire(
     })
 }
 
-/// A layer whose index was made here.
-fn own_layer(
-    stored: &StoredLayer,
-    descriptor: &Descriptor,
-    late: &Arc<LateSource>,
-) -> Result<LayerSource, Error> {
-    let index = codec::decode(&stored.index()?);
-    let index = match index {
-        Ok(index) => index,
-        Err(source) => {
-            stored.forget()?;
-            let layer = descriptor.digest.clone();
-            return Err(Error::Index { layer, source });
-        }
-    };
-    Ok(LayerSource {
-        index: Arc::new(narrow::best(stored, index)),
-        pages: Arc::new(stored.pages()?),
-        blob: late.blob(descriptor.clone()),
-        complete: None,
-        prove: None,
-    })
+fn made_tree(
+    request: &MountRequest,
+    cache: &Cache,
+    key: Option<&Digest>,
+    indexes: &[LateIndex],
+) -> Result<LoadTree, Error> {
+    let made = known_tree::make(cache, key, indexes);
+    let tree = made.map_err(|source| Error::Merge {
+        image: request.image.clone(),
+        source,
+    })?;
+    Ok(Box::new(move || tree))
 }

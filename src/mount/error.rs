@@ -78,6 +78,9 @@ pub enum Error {
         /// What the kernel or fusermount3 said.
         source: std::io::Error,
     },
+    /// The kernel engine was asked for, and cannot be.
+    #[error("--engine kernel is not possible here: {0}; --engine auto takes what is")]
+    Engine(String),
     /// Not in the cache, and the network may not be used.
     #[error("{0} is not in the cache and --offline was given; mount it once without --offline")]
     Offline(String),

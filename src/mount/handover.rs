@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::mount::engine::Devices;
 use crate::mount::parcel::{self, Said, Start, Told};
 use crate::mount::record::Record;
 use crate::mount::request::MountRequest;
@@ -20,6 +21,9 @@ pub(super) struct Handed {
     pub(super) record: Record,
     /// `MAJOR:MINOR` of the image's own mount.
     pub(super) device: Option<String>,
+    /// Present when the kernel engine serves the mount.
+    #[serde(default)]
+    pub(super) kernel: Option<Devices>,
     /// Whether the upper directory goes with the mount.
     pub(super) throw_away: bool,
 }

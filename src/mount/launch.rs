@@ -78,6 +78,7 @@ pub fn launch(
         .arg0("rsmount")
         .arg("keeper")
         .args(words)
+        .envs(allocator())
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -102,6 +103,16 @@ pub fn launch(
     }
     let status = child.wait()?.to_string();
     Err(LaunchError::Died { status, log })
+}
+
+/// How glibc's malloc should behave in a worker that may be one of hundreds: large buffers (the FUSE
+/// library's are 16 MiB a thread, of which a page is used) come from mmap and go back to the kernel,
+/// and not every thread has an arena of its own. Whoever has set it knows better.
+fn allocator() -> Option<(&'static str, &'static str)> {
+    const NAME: &str = "GLIBC_TUNABLES";
+    const TUNABLES: &str = "glibc.malloc.arena_max=2:glibc.malloc.mmap_threshold=262144:\
+                            glibc.malloc.trim_threshold=262144";
+    std::env::var_os(NAME).is_none().then_some((NAME, TUNABLES))
 }
 
 /// Where workers in the background write their log: `RSMOUNT_LOG_FILE`, else `/var/log/rsmount.log`

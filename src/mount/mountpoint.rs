@@ -7,6 +7,7 @@ use std::process::Command;
 
 use rustix::mount::UnmountFlags;
 
+use crate::mount::erofs_mount::SOURCE_END;
 use crate::mount::record;
 
 /// File system type in `/proc/self/mountinfo`.
@@ -96,6 +97,7 @@ pub(super) fn device(path: &Path) -> Option<String> {
         let (kind, source) = (fields.nth(1)?, fields.next()?);
         let ours = |path| match kind {
             FS_TYPE => true,
+            b"erofs" => source.ends_with(SOURCE_END.as_bytes()),
             b"overlay" => source.starts_with(OVERLAY_SOURCE.as_bytes()),
             OVERLAY_PROGRAM => record::is_writable(path),
             _ => false,

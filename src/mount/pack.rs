@@ -52,7 +52,7 @@ pub(crate) fn layer(
         },
     };
     Ok(LayerSource {
-        index,
+        index: index.into(),
         pages,
         blob,
         complete: Some(Arc::new(complete)),

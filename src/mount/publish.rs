@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use crate::blob::{self, ByteRange};
 use crate::cache::{Cache, Presence};
-use crate::content::{Content, Profile};
+use crate::content::{Content, LateIndex, Profile};
 use crate::layer::{LayerIndex, codec};
 use crate::monitor::Monitor;
 use crate::mount::assemble::{self, Assembled};
@@ -92,12 +92,12 @@ pub fn publish(
 
 /// Indexes as first contact made them: what is hot comes with the pack as pages, so that one that is
 /// narrow there would only be longer.
-fn as_made(cache: &Cache, indexes: Vec<Arc<LayerIndex>>) -> Vec<Arc<LayerIndex>> {
-    let made = |index: Arc<LayerIndex>| {
+fn as_made(cache: &Cache, indexes: Vec<LateIndex>) -> Vec<Arc<LayerIndex>> {
+    let made = |index: LateIndex| {
         let stored = cache.layer(&index.blob).ok().flatten();
         let bytes = stored.and_then(|stored| stored.index().ok());
         let made = bytes.and_then(|bytes| codec::decode(&bytes).ok());
-        made.map_or(index, Arc::new)
+        made.map_or_else(|| index.get().clone(), Arc::new)
     };
     indexes.into_iter().map(made).collect()
 }

@@ -8,12 +8,24 @@
 /// What the kernel may read ahead once nothing has to be fetched any more.
 const READ_AHEAD_KIB: &str = "1024";
 
-/// Raises the read-ahead of the image's own mount on `device` (`MAJOR:MINOR`). Files that are open
-/// keep what they have.
+/// What it may read ahead while bytes are absent.
+const READ_AHEAD_LAZY_KIB: &str = "16";
+
+/// Raises the read-ahead of the file system `device` (`MAJOR:MINOR`). Files that are open keep what
+/// they have.
 pub(super) fn raise(device: &str) {
+    set(device, READ_AHEAD_KIB);
+}
+
+/// Lowers the read-ahead of a file system that begins with the kernel's 128 KiB.
+pub(super) fn lower(device: &str) {
+    set(device, READ_AHEAD_LAZY_KIB);
+}
+
+fn set(device: &str, kib: &str) {
     let setting = format!("/sys/class/bdi/{device}/read_ahead_kb");
-    match std::fs::write(&setting, READ_AHEAD_KIB) {
-        Ok(()) => tracing::debug!(setting, "read-ahead raised"),
-        Err(error) => tracing::debug!(%error, setting, "read-ahead stays small"),
+    match std::fs::write(&setting, kib) {
+        Ok(()) => tracing::debug!(setting, kib, "read-ahead set"),
+        Err(error) => tracing::debug!(%error, setting, "read-ahead stays as it is"),
     }
 }

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
+use crate::mount::engine::Choice;
 use crate::mount::mountpoint;
 use crate::mount::privilege;
 
@@ -47,6 +48,9 @@ pub struct Record {
     pub state: State,
     /// When it was mounted, RFC 3339.
     pub since: String,
+    /// Which engine serves it, and why.
+    #[serde(flatten)]
+    pub engine: Option<Choice>,
     /// The upper directory of a writable mount.
     pub upper: Option<PathBuf>,
     /// Digest of the image that the tag stands for now, when it is known not to be this one.

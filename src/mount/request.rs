@@ -47,6 +47,19 @@ pub enum Upper {
     ThrowAway,
 }
 
+/// Who answers for names and metadata.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum Engine {
+    /// The kernel where that is possible, else FUSE.
+    #[default]
+    Auto,
+    /// FUSE.
+    Fuse,
+    /// The kernel's EROFS, or nothing.
+    Kernel,
+}
+
 /// Everything a worker must know to mount. A keeper hands it to workers of later versions too: fields
 /// that are added have a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,6 +90,9 @@ pub struct MountRequest {
     pub on_outage: Outage,
     /// When the rest is fetched.
     pub fill: Fill,
+    /// Who answers for names and metadata.
+    #[serde(default)]
+    pub engine: Engine,
     /// Whose packs are used.
     pub trust_index: TrustIndex,
     /// Keys whose signed packs are used.

@@ -1,10 +1,13 @@
 //! Going on with a mount whose worker has died or is to be replaced: the same tree from the cache, on
 //! the same device.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use crate::fuse::Session;
+use crate::fs::ImageFs;
+use crate::fuse::{Session, Unmounter};
 use crate::mount::assemble::{self, Assembled};
+use crate::mount::engine::{self, Answerer, Behind, Parts};
 use crate::mount::error::Error;
 use crate::mount::handover::Taken;
 use crate::mount::record::{Record, State};
@@ -34,15 +37,21 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
     let assembled = assemble::assemble(&pinned, caller.clone(), &caller.interrupted)?;
     let Assembled {
         fs,
+        image,
+        stored,
+        diff_ids,
         learner,
         source,
         foreknown,
         ..
     } = assembled;
-    let root = rustix::process::geteuid().is_root();
-    let allow_other = request.allow_other.unwrap_or(root);
-    let mut session = Session::resume(fs.clone(), &taken.fuse, &request.mountpoint, allow_other)
-        .map_err(Error::io("cannot go on with the device"))?;
+    let (mut session, inodes) = match &taken.handed.kernel {
+        Some(devices) => {
+            let parts = Parts::new(&fs, learner.cache(), &stored, &image.digest, diff_ids);
+            engine::resume(&parts, devices, &taken.fuse)?
+        }
+        None => again(&request, &fs, &taken.fuse)?,
+    };
     let upper = match (&before.upper, taken.upper) {
         (Some(dir), Some(lock)) => {
             let throw_away = taken.handed.throw_away;
@@ -52,7 +61,10 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
     };
     if upper.is_none() {
         let mut slot = unmounter.lock().unwrap_or_else(|e| e.into_inner());
-        *slot = Some(session.unmounter());
+        *slot = Some(match taken.handed.kernel {
+            Some(_) => Unmounter::directly(&request.mountpoint),
+            None => session.unmounter(),
+        });
     }
     let record = Record {
         pid: std::process::id(),
@@ -62,7 +74,8 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
     Ok(Prepared {
         asks: revalidate::is_wanted(&request),
         request,
-        session: Some(session),
+        answerer: Some(Answerer::Later(Box::new(session), inodes)),
+        stored: stored.into_iter().flatten().collect(),
         before: Some(before),
         served: Served {
             record,
@@ -73,8 +86,21 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
             keeper,
         },
         upper,
-        device: taken.handed.device,
+        behind: Behind::again(taken.handed.device, taken.handed.kernel),
         learner,
         unmounter,
     })
+}
+
+/// The session of the fuse engine, and how many inodes it has.
+fn again(
+    request: &MountRequest,
+    fs: &Arc<ImageFs>,
+    fuse: &OwnedFd,
+) -> Result<(Session, u64), Error> {
+    let root = rustix::process::geteuid().is_root();
+    let allow_other = request.allow_other.unwrap_or(root);
+    let session = Session::resume(fs.clone(), fuse, &request.mountpoint, allow_other)
+        .map_err(Error::io("cannot go on with the device"))?;
+    Ok((session, fs.totals().files))
 }

@@ -3,24 +3,26 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
+use crate::cache::StoredLayer;
 use crate::content::Notice;
 use crate::fs::ImageFs;
-use crate::fuse::{Eraser, Session, Unmounter};
+use crate::fuse::{Eraser, Unmounter};
 use crate::mount::control::{Control, Shown};
+use crate::mount::engine::{Answerer, Answering, Behind, Choice};
 use crate::mount::error::Error;
 use crate::mount::handover::{Handed, Keeper};
 use crate::mount::launch::Message;
 use crate::mount::learn::Learner;
+use crate::mount::lending;
 use crate::mount::mountpoint;
 use crate::mount::overlay;
-use crate::mount::readahead;
 use crate::mount::record::{self, OwnRecord, Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::revalidate::{self, Newer};
@@ -32,14 +34,15 @@ use crate::mount::worker::{self, Caller};
 /// A mount that is there, and that this process does not serve yet.
 pub(super) struct Prepared {
     pub(super) request: MountRequest,
-    /// Taken by whoever answers.
-    pub(super) session: Option<Session>,
+    /// Taken when it answers.
+    pub(super) answerer: Option<Answerer>,
     /// The record of the worker before this one.
     pub(super) before: Option<Record>,
     pub(super) served: Served,
     pub(super) upper: Option<UpperDir>,
-    /// `MAJOR:MINOR` of the image's own mount.
-    pub(super) device: Option<String>,
+    pub(super) behind: Behind,
+    /// The layers whose index was made here.
+    pub(super) stored: Vec<StoredLayer>,
     pub(super) learner: Learner,
     /// Whether the tag is asked for behind the mount.
     pub(super) asks: bool,
@@ -90,38 +93,53 @@ fn stack(
 /// Starts what goes on behind the mount; true once a pack was found to lie. Then the lock is held
 /// until nothing of it can be read any more.
 fn watch(
-    fs: &Arc<ImageFs>,
-    mountpoint: PathBuf,
-    device: Option<String>,
+    served: &Served,
+    behind: Behind,
+    stored: Vec<StoredLayer>,
     eraser: Eraser,
 ) -> Arc<Mutex<bool>> {
     let poisoned = Arc::new(Mutex::new(false));
     let state = poisoned.clone();
-    let started = fs.clone();
-    fs.content().start(Box::new(move |notice| match notice {
-        Notice::Complete => {
-            if let Some(device) = device.as_ref().filter(|_| !started.content().is_learning()) {
-                readahead::raise(device);
+    let (started, mountpoint) = (served.fs.clone(), served.record.mountpoint.clone());
+    let whole = lend(served.record.engine.as_ref(), stored);
+    served
+        .fs
+        .content()
+        .start(Box::new(move |notice| match notice {
+            Notice::Complete => {
+                if !started.content().is_learning() {
+                    behind.raise_read_ahead();
+                }
+                let _nobody_lends = whole.send(());
             }
-        }
-        Notice::Poisoned => {
-            let mut lies = state.lock().unwrap_or_else(|e| e.into_inner());
-            *lies = true;
-            mountpoint::abort(&mountpoint, device.as_deref());
-            eraser.erase();
-        }
-    }));
+            Notice::Poisoned => {
+                let mut lies = state.lock().unwrap_or_else(|e| e.into_inner());
+                *lies = true;
+                mountpoint::abort(&mountpoint, behind.connection.as_deref());
+                eraser.erase();
+            }
+        }));
     poisoned
+}
+
+/// Starts to make layers lendable, where that is of use; told when more of them are whole.
+fn lend(choice: Option<&Choice>, stored: Vec<StoredLayer>) -> mpsc::Sender<()> {
+    let (whole, waiting) = mpsc::channel();
+    if choice.is_some_and(Choice::is_kernel)
+        && let Err(error) = std::thread::Builder::new()
+            .name("lend".into())
+            .spawn(move || lending::run(&stored, &waiting))
+    {
+        tracing::warn!(%error, "no layer will be lent to the kernel");
+    }
+    whole
 }
 
 /// What there is while a mount is served.
 struct Running {
     own: OwnRecord,
     control: Control,
-    /// The device, for the keeper.
-    fuse: OwnedFd,
-    eraser: Eraser,
-    serving: JoinHandle<io::Result<()>>,
+    answering: Answering,
 }
 
 impl Prepared {
@@ -142,8 +160,13 @@ impl Prepared {
         };
         let (record, handed) = (self.served.record.clone(), self.handed());
         let path = record.mountpoint.clone();
-        let (ended, learning) = learn(self.learner, self.served.fs.clone(), self.device.clone());
-        let poisoned = watch(&self.served.fs, path.clone(), self.device, running.eraser);
+        let Answering {
+            thread,
+            fuse,
+            eraser,
+        } = running.answering;
+        let (ended, learning) = learn(self.learner, &self.served, self.behind.clone());
+        let poisoned = watch(&self.served, self.behind, self.stored, eraser);
         tracing::info!(image = record.image, mountpoint = %path.display(), "mounted");
         if let (true, Ok(digest)) = (self.asks, record.digest.parse()) {
             revalidate::start(&self.request, &digest, &self.served.newer);
@@ -163,11 +186,11 @@ impl Prepared {
         }
         let lock = self.upper.as_ref().map(UpperDir::lock);
         let keeper = &self.served.keeper;
-        if let Err(error) = keeper.serving(&handed, running.fuse.as_fd(), lock) {
+        if let Err(error) = keeper.serving(&handed, fuse.as_fd(), lock) {
             tracing::warn!(%error, "nobody takes over should this process die");
         }
-        drop(running.fuse);
-        let ending = running.serving.join();
+        drop(fuse);
+        let ending = thread.join();
         let mut own = running.own;
         if *poisoned.lock().unwrap_or_else(|e| e.into_inner()) {
             keep_poisoned(&mut own, record);
@@ -176,7 +199,8 @@ impl Prepared {
         drop(self.upper);
         drop(ended);
         let _kept = learning.map(JoinHandle::join);
-        drop((own, running.control));
+        // The record last: who sees it gone finds nothing else of this mount.
+        drop((running.control, own));
         exit_code(ending)
     }
 
@@ -197,8 +221,8 @@ impl Prepared {
                 Ok(()) => Ok(running),
                 Err(e) => {
                     let _unmounted = mountpoint::unmount(&place, true);
-                    drop(running.fuse);
-                    let _served = running.serving.join();
+                    drop(running.answering.fuse);
+                    let _served = running.answering.thread.join();
                     Err(e)
                 }
             }
@@ -219,28 +243,19 @@ impl Prepared {
 
     /// Answers the kernel from now on.
     fn answer(&mut self, own: OwnRecord, control: Control) -> Result<Running, Error> {
-        let session = self.session.take().ok_or(Error::Interrupted)?;
-        let fuse = session
-            .device()
-            .map_err(Error::io("cannot keep the device"))?;
-        let eraser = session.eraser(&self.served.fs);
-        let serving = std::thread::Builder::new()
-            .name("serve".into())
-            .spawn(|| session.serve())
-            .map_err(Error::io("cannot start a thread"))?;
+        let answerer = self.answerer.take().ok_or(Error::Interrupted)?;
         Ok(Running {
             own,
             control,
-            fuse,
-            eraser,
-            serving,
+            answering: answerer.answer().map_err(Error::io("cannot answer"))?,
         })
     }
 
     fn handed(&self) -> Handed {
         Handed {
             record: self.served.record.clone(),
-            device: self.device.clone(),
+            device: self.behind.connection.clone(),
+            kernel: self.behind.kernel.clone(),
             throw_away: self.upper.as_ref().is_some_and(UpperDir::is_throw_away),
         }
     }
@@ -271,17 +286,18 @@ fn keep_poisoned(own: &mut OwnRecord, mut record: Record) {
 /// waits for the end of a first start even where all bytes are here.
 fn learn(
     learner: Learner,
-    fs: Arc<ImageFs>,
-    device: Option<String>,
+    served: &Served,
+    behind: Behind,
 ) -> (mpsc::Sender<()>, io::Result<JoinHandle<()>>) {
     let (ended, waiting) = mpsc::channel();
+    let fs = served.fs.clone();
     let thread = std::thread::Builder::new()
         .name("learn".into())
         .spawn(move || {
             learner.run(fs.content(), &waiting, || {
                 fs.content().learned();
-                if let Some(device) = device.filter(|_| fs.content().is_complete()) {
-                    readahead::raise(&device);
+                if fs.content().is_complete() {
+                    behind.raise_read_ahead();
                 }
             });
         });

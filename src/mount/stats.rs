@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::content::{LayerStats, Proof};
 use crate::fs::ImageFs;
 use crate::fs::counters::Requests;
+use crate::mount::engine::Choice;
 use crate::mount::record::{Record, State};
 use crate::mount::revalidate::Newer;
 use crate::oci::Digest;
@@ -45,8 +46,9 @@ pub struct Stats {
     pub stalled_longest_ms: u64,
     /// Times that bytes did not have the digest that they must have.
     pub verify_failures: u64,
-    /// `fuse`.
-    pub engine: String,
+    /// Which engine serves it, and why.
+    #[serde(flatten)]
+    pub engine: Option<Choice>,
     /// The upper directory of a writable mount.
     pub upper: Option<PathBuf>,
     /// How much of what packs say has been compared with the layers: `none`, `partial`, `all`. Also
@@ -100,7 +102,7 @@ impl Stats {
             stalled_total_ms: content.stalled_total_ms,
             stalled_longest_ms: content.stalled_longest_ms,
             verify_failures: content.verify_failures,
-            engine: "fuse".to_owned(),
+            engine: record.engine.clone(),
             upper: record.upper.clone(),
             pack_proven: proven(&content.layers).to_owned(),
             state: if content.outage {

@@ -8,7 +8,6 @@
 //! the keeper sees to.
 
 use std::io::{self, Write};
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -18,17 +17,16 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::Notify;
 
-use crate::fs::ImageFs;
-use crate::fuse::{MountFlags, Session, Unmounter};
+use crate::fuse::Unmounter;
 use crate::monitor::{Event, Monitor};
-use crate::mount::assemble::{self, Assembled};
+use crate::mount::assemble::{self, Assembled, ResolvedImage};
+use crate::mount::engine::{self, Parts};
 use crate::mount::error::Error;
 use crate::mount::handover::Keeper;
 use crate::mount::launch::Message;
 use crate::mount::mountpoint;
 use crate::mount::overlay;
 use crate::mount::record::{Record, State};
-use crate::mount::refused;
 use crate::mount::request::MountRequest;
 use crate::mount::resume;
 use crate::mount::revalidate::{self, Newer};
@@ -118,6 +116,8 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
     let Assembled {
         fs,
         image,
+        stored,
+        diff_ids,
         learner,
         source,
         foreknown,
@@ -129,21 +129,15 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         return Err(Error::Interrupted);
     }
     if let Some(upper) = &mut upper {
-        let platform = image.platform.to_string();
-        let dialect = overlay::dialect(upper)?;
-        upper.claim(About::new(
-            &request.image,
-            &image.digest,
-            &platform,
-            dialect,
-        ))?;
+        claim(upper, &request, &image)?;
     }
     let place = match &upper {
         Some(upper) => upper.lower(),
         None => request.mountpoint.clone(),
     };
-    let mut session = mount(&request, &place, &fs)?;
-    *unmounter.lock().unwrap_or_else(|e| e.into_inner()) = Some(session.unmounter());
+    let parts = Parts::new(&fs, learner.cache(), &stored, &image.digest, diff_ids);
+    let mut mounted = engine::mount(&request, &place, &parts)?;
+    *unmounter.lock().unwrap_or_else(|e| e.into_inner()) = mounted.unmounter.take();
     let record = Record {
         mountpoint: request.mountpoint.clone(),
         image: request.image.clone(),
@@ -153,14 +147,16 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         keeper: Keeper::pid(),
         state: State::Ready,
         since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        engine: Some(mounted.choice.clone()),
         upper: upper.as_ref().map(|u| u.dir().to_owned()),
         newer: None,
     };
     Ok(Prepared {
         request,
         upper,
-        device: mountpoint::device(&place),
-        session: Some(session),
+        behind: mounted.behind,
+        answerer: Some(mounted.answerer),
+        stored: stored.into_iter().flatten().collect(),
         before: None,
         served: Served {
             record,
@@ -188,21 +184,11 @@ fn open_upper(request: &mut MountRequest) -> Result<Option<UpperDir>, Error> {
     Ok(Some(upper))
 }
 
-/// Mounts the image at `place`. Below an overlay nobody but the overlay sees it.
-fn mount(request: &MountRequest, place: &Path, fs: &Arc<ImageFs>) -> Result<Session, Error> {
-    let root = rustix::process::geteuid().is_root();
-    let shown = request.upper.is_none();
-    let flags = MountFlags {
-        suid: shown && request.suid.unwrap_or(false),
-        dev: shown && request.dev.unwrap_or(false),
-        noexec: shown && request.noexec,
-        allow_other: request.allow_other.unwrap_or(root),
-    };
-    Session::mount(fs.clone(), place, &request.image, flags).map_err(|source| Error::Fuse {
-        mountpoint: request.mountpoint.clone(),
-        hint: refused::hint(&source),
-        source,
-    })
+/// Says in the upper directory what its changes belong to.
+fn claim(upper: &mut UpperDir, request: &MountRequest, image: &ResolvedImage) -> Result<(), Error> {
+    let (platform, dialect) = (image.platform.to_string(), overlay::dialect(upper)?);
+    let about = About::new(&request.image, &image.digest, &platform, dialect);
+    Ok(upper.claim(about)?)
 }
 
 fn watch_signals(

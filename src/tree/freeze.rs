@@ -31,16 +31,7 @@ pub(super) fn freeze(mut draft: Draft<'_>) -> Result<Tree, MergeError> {
         inos: vec![None; draft.nodes.len()],
         draft: &draft,
         sets: BTreeMap::from([(Vec::new(), 0)]),
-        tree: Tree {
-            nodes: Vec::new(),
-            dentries: Vec::new(),
-            names: Vec::new(),
-            extents: Vec::new(),
-            xattrs: vec![Box::new([])],
-            total_bytes: 0,
-            has_xattrs: false,
-            has_acls: false,
-        },
+        tree: empty(),
     };
     freezer.run()?;
     let mut tree = freezer.tree;
@@ -204,6 +195,26 @@ impl<'d, 'a> Freezer<'d, 'a> {
         self.tree.xattrs.push(kept().cloned().collect());
         self.sets.insert(key, set);
         Ok(set)
+    }
+}
+
+/// A tree of nothing but a root that nobody named.
+pub(super) fn bare() -> Tree {
+    let mut tree = empty();
+    tree.nodes.push(blank(Ino::ROOT, LayerId(0)));
+    tree
+}
+
+fn empty() -> Tree {
+    Tree {
+        nodes: Vec::new(),
+        dentries: Vec::new(),
+        names: Vec::new(),
+        extents: Vec::new(),
+        xattrs: vec![Box::new([])],
+        total_bytes: 0,
+        has_xattrs: false,
+        has_acls: false,
     }
 }
 

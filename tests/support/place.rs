@@ -134,9 +134,18 @@ impl<'a> Mounted<'a> {
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
         if self.place.is_mounted() {
-            let output = self
-                .place
-                .run(&["umount", self.place.mnt().to_str().unwrap()]);
+            let mnt = self.place.mnt();
+            let umount = || self.place.run(&["umount", mnt.to_str().unwrap()]);
+            let mut output = umount();
+            // What another test has just started holds our open files until it runs its program.
+            for _ in 0..100 {
+                let busy = String::from_utf8_lossy(&output.stderr).contains("busy");
+                if !busy || std::thread::panicking() {
+                    break;
+                }
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                output = umount();
+            }
             if !std::thread::panicking() {
                 assert!(output.status.success(), "{output:?}");
             }

@@ -1,0 +1,89 @@
+//! Giving the file of a layer to the kernel, which then reads it without asking anybody.
+//!
+//! Before the first time it is marked for ever, on the file itself and beside the index: from then on
+//! the file is only unlinked, never punched or truncated, because that would read as zeros even after
+//! all our processes are gone. When every page has then been seen to have its sum, the boot's number is written
+//! among the pages, where it goes with them: only what was checked in this boot is given away.
+//!
+//! *Rejected:* naming the checked file by its inode number in the mark. Inode numbers are used again,
+//! and an empty store was taken for the whole one that had been pruned.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+use rustix::fs::Mode;
+
+use super::directory::Directory;
+use super::layers::{LENT, PAGES, StoredLayer};
+use super::pages::DATA;
+use super::{ByteRange, CacheError, Pages, Presence, staging};
+
+/// Beside `data`: the boot in which it was checked whole.
+const CHECKED: &str = "checked";
+
+/// Longest number of a boot.
+const BOOT_BYTES_MAX: usize = 256;
+
+/// Checked at once.
+const PIECE_BYTES: u64 = 256 << 10;
+
+impl StoredLayer {
+    /// The file of the layer, if it was checked whole in this boot; `boot` is the boot's number.
+    pub fn lendable(&self, boot: &str) -> Option<File> {
+        let store = self.directory.directory(PAGES).ok().flatten()?;
+        let checked = store.read(CHECKED, BOOT_BYTES_MAX).ok().flatten()?;
+        let file = store.file(DATA, false).ok().flatten()?;
+        (checked == boot.as_bytes()).then_some(file)
+    }
+
+    /// Makes the file lendable in this boot: checks every page of it. `pages` is the open store of
+    /// the layer. False when a page is absent or damaged.
+    pub fn make_lendable(&self, boot: &str, pages: &Pages) -> Result<bool, CacheError> {
+        let Some(store) = self.directory.directory(PAGES)? else {
+            return Ok(false);
+        };
+        let is_whole = pages.is_present(ByteRange::new(0, pages.size()));
+        // What is lent is never evicted, so a cache that is above its budget lends no more.
+        if !is_whole || pages.room() == 0 || !is_of(&store, pages)? {
+            return Ok(false);
+        }
+        let kept = pages.locked(keep)?;
+        kept.map_err(|e| CacheError::io("mark", &store.path_of(DATA), e))?;
+        staging::write_file(&self.root, &self.directory, LENT, b"")?;
+        let mut piece = vec![0; PIECE_BYTES as usize];
+        let mut scratch = Vec::new();
+        for start in (0..pages.size()).step_by(PIECE_BYTES as usize) {
+            let range = ByteRange::new(start, (start + PIECE_BYTES).min(pages.size()));
+            let out = &mut piece[..range.len() as usize];
+            if pages.read(range, out, &mut scratch)? == Presence::Absent {
+                return Ok(false);
+            }
+        }
+        staging::write_file(&self.root, &store, CHECKED, boot.as_bytes())?;
+        Ok(true)
+    }
+}
+
+/// Whether `pages` is what `store` holds, and not what was there before.
+fn is_of(store: &Directory, pages: &Pages) -> Result<bool, CacheError> {
+    let id = |file: &File| file.metadata().ok().map(|m| (m.dev(), m.ino()));
+    let Some(held) = store.file(DATA, false)? else {
+        return Ok(false);
+    };
+    // Both are open, so that neither number can have been used again.
+    pages.locked(|own| id(own).is_some() && id(own) == id(&held))
+}
+
+/// Says on the file itself, by a bit of its mode that means nothing else there, that it may be lent:
+/// from then on nobody punches it, also who has looked for candidates before.
+fn keep(data: &File) -> io::Result<()> {
+    rustix::fs::fchmod(data, Mode::RUSR | Mode::WUSR | Mode::SVTX)?;
+    data.sync_all()
+}
+
+/// Whether the file may be lent, so that it has to stay as it is; who cannot tell, lets it stay.
+pub(super) fn is_kept(data: &File) -> bool {
+    let kept = |meta: std::fs::Metadata| meta.mode() & Mode::SVTX.as_raw_mode() != 0;
+    data.metadata().map_or(true, kept)
+}
