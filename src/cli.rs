@@ -2,7 +2,9 @@
 
 pub mod args;
 mod bench;
+mod bundle;
 mod cache;
+mod containers;
 mod doctor;
 mod freeze;
 mod image;
@@ -13,9 +15,11 @@ mod mount;
 mod output;
 mod progress;
 mod publish;
+mod run;
 mod settings;
 mod upgrade;
 mod why;
+mod wishes;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -23,6 +27,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 use tracing_subscriber::EnvFilter;
 
+use crate::cli::args::container::ContainerCommand;
 use crate::cli::args::{Args, Command, LogFormat};
 use crate::cli::output::Failure;
 use crate::cli::settings::Settings;
@@ -30,13 +35,15 @@ use crate::cli::settings::Settings;
 /// Runs the command line `words` (the program's name first). Exit codes: 0 done, 1 failed,
 /// 2 wrong usage.
 pub fn run(words: Vec<OsString>) -> ExitCode {
-    let matches = match Args::command().try_get_matches_from(args::with_implied_mount(words)) {
+    let (words, name) = args::arranged(words);
+    let in_container = matches!(name.as_deref(), Some("run" | "exec"));
+    let matches = match Args::command().try_get_matches_from(words) {
         Ok(matches) => matches,
-        Err(e) => return usage(&e),
+        Err(e) => return usage(&e, in_container),
     };
     let args = match Args::from_arg_matches(&matches) {
         Ok(args) => args,
-        Err(e) => return usage(&e),
+        Err(e) => return usage(&e, in_container),
     };
     let served = match args.command {
         Command::Worker => Some(crate::mount::worker::run as fn() -> ExitCode),
@@ -48,6 +55,11 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
         return serve();
     }
     let verbose = args.global.verbose > 0;
+    if let Command::Container(command) = &args.command
+        && (verbose || matches!(command, ContainerCommand::Watch(_)))
+    {
+        start_log(&args);
+    }
     match dispatch(args) {
         Ok(code) => code,
         Err(failure) => {
@@ -57,9 +69,14 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
     }
 }
 
-fn usage(error: &clap::Error) -> ExitCode {
+/// Exit code 2 may be a container's own, so wrong usage is told as Docker tells it there.
+fn usage(error: &clap::Error, in_container: bool) -> ExitCode {
     let _closed = error.print();
-    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+    match error.exit_code() {
+        0 => ExitCode::SUCCESS,
+        _ if in_container => ExitCode::from(run::OWN_FAILURE),
+        code => ExitCode::from(u8::try_from(code).unwrap_or(2)),
+    }
 }
 
 fn dispatch(args: Args) -> Result<ExitCode, Failure> {
@@ -67,7 +84,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
     match args.command {
         Command::Mount(mount) => return mount::mount(&mount, &args.global, settings),
         Command::Umount(umount) => mount::umount(&umount)?,
-        Command::Ps(ps) => list::ps(&ps)?,
+        Command::Ps(ps) => list::ps(&ps, &settings)?,
         Command::Stats(stats) => list::stats(&stats)?,
         Command::Why(args) => why::why(&args)?,
         Command::Cache(command) => cache::run(command, settings)?,
@@ -82,6 +99,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Push(push) => freeze::push(&push, &args.global, settings)?,
         Command::Commit(commit) => freeze::commit(&commit, &args.global, settings)?,
         Command::Image(command) => return image::run(command, &args.global, settings),
+        Command::Container(command) => return containers::run(command, &args.global, settings),
         Command::Completions { shell } => output::completions(shell),
         Command::Man => output::man()?,
         Command::Upgrade(upgrade) => upgrade::run(&upgrade)?,

@@ -30,7 +30,9 @@
 //! | 5 | [`pack`] | what one node learned of an image, as an artifact beside it: pure codecs |
 //! | 6 | [`fuse`] | translates FUSE requests to `fs`; decides nothing |
 //! | 7 | [`mount`] | composition root and daemon |
+//! | 7 | [`runtime`] | OCI runtimes: `config.json`, and crun, runc, youki as processes |
 //! | 8 | [`image`] | images as docker users know them: what they are, what is in them, the store |
+//! | 8 | [`container`] | from an image's configuration to a process in its mount, and its life |
 //! | 9 | [`cli`] | arguments, output; the only room that prints |
 //!
 //! # Invariants
@@ -45,6 +47,7 @@ pub mod archive;
 pub mod blob;
 pub mod cache;
 pub mod cli;
+pub mod container;
 pub mod content;
 pub mod erofs;
 pub mod fs;
@@ -56,4 +59,5 @@ pub mod mount;
 pub mod oci;
 pub mod pack;
 pub mod registry;
+pub mod runtime;
 pub mod tree;

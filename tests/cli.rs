@@ -52,6 +52,14 @@ fn the_command_line_is_as_agreed() {
         "cache",
         "cache du",
         "cache prune",
+        "run",
+        "exec",
+        "logs",
+        "stop",
+        "kill",
+        "wait",
+        "rm",
+        "bundle",
     ] {
         let mut args: Vec<&str> = command.split_whitespace().collect();
         args.push("--help");

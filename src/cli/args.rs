@@ -1,23 +1,26 @@
 //! The arguments, as clap types. Their documentation is the help text and the man page.
 
-pub mod cache;
-pub mod look;
-pub mod trust;
-pub mod upgrade;
-
-use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum};
 
 use crate::cli::args::cache::CacheCommand;
+use crate::cli::args::container::ContainerCommand;
 use crate::cli::args::image::ImageCommand;
 use crate::cli::args::upgrade::UpgradeArgs;
 use crate::content::{Fill, Outage};
 use crate::mount::{Engine, Pull, TrustIndex};
 
+pub mod cache;
+pub mod container;
 pub mod freeze;
 pub mod image;
+pub mod look;
+pub mod trust;
+pub mod upgrade;
+mod words;
+
+pub use words::arranged;
 
 /// Mount a container image as a file system: lazily, verified, exactly as it was pushed.
 #[derive(Debug, Parser)]
@@ -87,7 +90,7 @@ pub enum Command {
     Mount(MountArgs),
     /// Unmount what is mounted at MOUNTPOINT
     Umount(UmountArgs),
-    /// List the mounts
+    /// List the mounts and the containers
     Ps(PsArgs),
     /// Show the numbers of a mount
     Stats(StatsArgs),
@@ -136,6 +139,9 @@ pub enum Command {
     Image(ImageCommand),
     /// Have this binary take over running mounts, without unmounting
     Upgrade(UpgradeArgs),
+    /// Containers: made, reached, ended
+    #[command(flatten)]
+    Container(ContainerCommand),
     /// Print completions for a shell
     Completions {
         /// Which shell
@@ -385,7 +391,7 @@ pub struct UmountArgs {
 /// Arguments of `ps`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct PsArgs {
-    /// Also mounts whose process has died
+    /// Also mounts whose process has died, and containers that have ended
     #[arg(short, long)]
     pub all: bool,
     /// JSON
@@ -403,71 +409,11 @@ pub struct StatsArgs {
     pub json: bool,
 }
 
-/// Puts `mount` in front when the first word is no command: `rsmount IMAGE MOUNTPOINT`. An image
-/// that is named like a command is written `mount NAME`.
-pub fn with_implied_mount(mut words: Vec<OsString>) -> Vec<OsString> {
-    let mut command = Args::command();
-    command.build();
-    let takes_value = |word: &str| {
-        let every = command
-            .get_subcommands()
-            .flat_map(clap::Command::get_arguments);
-        let mut every = command.get_arguments().chain(every);
-        every.any(|a| {
-            let long = a.get_long().is_some_and(|l| word == format!("--{l}"));
-            let short = a.get_short().is_some_and(|s| word == format!("-{s}"));
-            (long || short) && a.get_action().takes_values()
-        })
-    };
-    let mut at = 1;
-    while at < words.len() {
-        let word = words[at].to_string_lossy();
-        if !word.starts_with('-') || word == "-" {
-            break;
-        }
-        if matches!(&*word, "-h" | "--help" | "-V" | "--version") {
-            return words;
-        }
-        at += if takes_value(&word) { 2 } else { 1 };
-    }
-    let known = |word: &OsString| {
-        *word == *"help" || command.get_subcommands().any(|c| *word == *c.get_name())
-    };
-    if words.get(at).is_some_and(|word| !known(word)) {
-        words.insert(1, "mount".into());
-    }
-    words
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
-
-    fn implied(words: &[&str]) -> Vec<String> {
-        let words = words.iter().map(OsString::from).collect();
-        with_implied_mount(words)
-            .iter()
-            .map(|w| w.to_string_lossy().into_owned())
-            .collect()
-    }
-
-    #[test]
-    fn the_word_mount_may_be_left_out() {
-        assert_eq!(
-            implied(&["rsmount", "ubuntu", "/m"]),
-            ["rsmount", "mount", "ubuntu", "/m"]
-        );
-        let with_options = ["rsmount", "--platform", "linux/arm64", "-q", "ubuntu", "/m"];
-        assert_eq!(implied(&with_options)[1], "mount");
-        for command in [
-            &["rsmount", "ps"][..],
-            &["rsmount", "-q", "umount", "/m"],
-            &["rsmount"],
-        ] {
-            assert_eq!(implied(command).len(), command.len(), "{command:?}");
-        }
-        assert_eq!(implied(&["rsmount", "mount", "ps", "/m"]).len(), 4);
-    }
 
     #[test]
     fn clap_finds_no_contradiction() {

@@ -1,13 +1,151 @@
 //! `rsmount ps` and `rsmount stats`.
 
+use std::path::PathBuf;
+
+use serde::Serialize;
+
 use crate::cli::args::{PsArgs, StatsArgs};
 use crate::cli::output::{self, Failure, size};
+use crate::cli::settings::Settings;
+use crate::container::{Container, Status, Store};
 use crate::mount::engine::Choice;
 use crate::mount::record::{Record, State};
 use crate::mount::stats::Stats;
 use crate::mount::{control, mountpoint, record};
 
-pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
+/// Of the table.
+const HEADINGS: [&str; 10] = [
+    "IMAGE",
+    "DIGEST",
+    "PLATFORM",
+    "PID",
+    "STATE",
+    "ENGINE",
+    "SINCE",
+    "CONTAINER",
+    "UPPER",
+    "MOUNTPOINT",
+];
+
+/// A row: a mount, a container, or both.
+#[derive(Debug, Serialize)]
+struct Row {
+    mountpoint: PathBuf,
+    image: String,
+    digest: String,
+    platform: String,
+    /// Of the process that serves the mount; nobody serves what is not mounted.
+    pid: Option<u32>,
+    state: &'static str,
+    since: String,
+    upper: Option<PathBuf>,
+    /// The image that the tag stands for by now.
+    newer: Option<String>,
+    /// What answers for the mount, and why.
+    #[serde(flatten)]
+    engine: Option<Choice>,
+    container: Option<InContainer>,
+}
+
+/// What a row says of a container.
+#[derive(Debug, Serialize)]
+struct InContainer {
+    id: String,
+    name: String,
+    status: Status,
+    exit_code: Option<u8>,
+}
+
+impl From<&Container> for InContainer {
+    fn from(container: &Container) -> InContainer {
+        let record = &container.record;
+        InContainer {
+            id: record.id.clone(),
+            name: record.name.clone(),
+            status: record.status,
+            exit_code: record.exit_code,
+        }
+    }
+}
+
+impl Row {
+    fn of_mount(record: Record, containers: &mut Vec<Container>) -> Row {
+        let own = |c: &Container| c.rootfs() == record.mountpoint;
+        let place = containers.iter().position(own);
+        Row {
+            container: place.map(|at| InContainer::from(&containers.remove(at))),
+            mountpoint: record.mountpoint,
+            image: record.image,
+            digest: record.digest,
+            platform: record.platform,
+            pid: Some(record.pid),
+            state: state(record.state),
+            since: record.since,
+            upper: record.upper,
+            newer: record.newer,
+            engine: record.engine,
+        }
+    }
+
+    /// A container whose image is not mounted.
+    fn of_container(container: &Container) -> Row {
+        let record = &container.record;
+        Row {
+            mountpoint: container.rootfs(),
+            image: record.image.clone(),
+            digest: record.digest.clone(),
+            platform: record.platform.clone(),
+            pid: None,
+            state: "unmounted",
+            since: record.created.clone(),
+            upper: Some(container.changes()),
+            newer: None,
+            engine: None,
+            container: Some(container.into()),
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let path = |path: &PathBuf| path.display().to_string();
+        let status = |c: &InContainer| match (c.status, c.exit_code) {
+            (Status::Exited, Some(code)) => format!("exited ({code})"),
+            (Status::Exited, None) => "exited".to_owned(),
+            (Status::Running, _) => "running".to_owned(),
+            (Status::Created, _) => "created".to_owned(),
+        };
+        let mount = self.container.is_none();
+        let newer = self.newer.as_ref().map_or("", |_| ", newer exists");
+        let state = self
+            .container
+            .as_ref()
+            .map_or(self.state.to_owned(), status);
+        let upper = self.upper.as_ref().filter(|_| mount).map(path);
+        vec![
+            self.image.clone(),
+            short(&self.digest),
+            self.platform.clone(),
+            self.pid.map_or("-".to_owned(), |pid| pid.to_string()),
+            format!("{state}{newer}"),
+            engine(self.engine.as_ref(), false),
+            self.since.clone(),
+            self.container
+                .as_ref()
+                .map_or("-".to_owned(), |c| c.name.clone()),
+            upper.unwrap_or("-".to_owned()),
+            // A container's is nobody's business.
+            if mount {
+                path(&self.mountpoint)
+            } else {
+                "-".to_owned()
+            },
+        ]
+    }
+}
+
+pub(crate) fn ps(args: &PsArgs, settings: &Settings) -> Result<(), Failure> {
+    let store = Store::existing(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
+    let containers = store.map_or(Ok(Vec::new()), |s| s.list());
+    let mut containers = containers.map_err(|e| Failure::of(&e))?;
     let mut records = record::list().map_err(|e| Failure::of(&e))?;
     let dead = records.iter().filter(|r| r.state == State::Dead).count();
     if !args.all {
@@ -19,36 +157,15 @@ pub(crate) fn ps(args: &PsArgs) -> Result<(), Failure> {
             record.newer = stats.newer;
         }
     }
-    if args.json {
-        return output::json(&records);
+    let mounts = records.into_iter();
+    let mut rows: Vec<Row> = mounts.map(|r| Row::of_mount(r, &mut containers)).collect();
+    if args.all {
+        rows.extend(containers.iter().map(Row::of_container));
     }
-    let row = |r: &Record| {
-        vec![
-            r.image.clone(),
-            short(&r.digest),
-            r.platform.clone(),
-            r.pid.to_string(),
-            shown_state(r),
-            engine(r.engine.as_ref(), false),
-            r.since.clone(),
-            r.upper
-                .as_ref()
-                .map_or("-".to_owned(), |dir| dir.display().to_string()),
-            r.mountpoint.display().to_string(),
-        ]
-    };
-    let headings = [
-        "IMAGE",
-        "DIGEST",
-        "PLATFORM",
-        "PID",
-        "STATE",
-        "ENGINE",
-        "SINCE",
-        "UPPER",
-        "MOUNTPOINT",
-    ];
-    output::table(&headings, &records.iter().map(row).collect::<Vec<_>>());
+    if args.json {
+        return output::json(&rows);
+    }
+    output::table(&HEADINGS, &rows.iter().map(Row::cells).collect::<Vec<_>>());
     if dead > 0 && !args.all {
         output::note(&format!(
             "{dead} dead mount(s) not shown: `rsmount ps -a` lists them, `rsmount umount` cleans up"
@@ -84,14 +201,6 @@ fn state(state: State) -> &'static str {
 }
 
 /// The state, and whether the tag stands for another image now.
-fn shown_state(record: &Record) -> String {
-    let newer = match record.newer {
-        Some(_) => ", newer exists",
-        None => "",
-    };
-    format!("{}{newer}", state(record.state))
-}
-
 fn ask(record: &Record) -> std::io::Result<Stats> {
     control::ask_stats(&record::socket_path(record.pid)?)
 }

@@ -1,10 +1,10 @@
 //! `rsmount mount` and `rsmount umount`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -14,11 +14,8 @@ use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::settings::{KeyName, Settings};
 use crate::content::{Fill, Outage};
-use crate::mount::launch::{self, LaunchError};
+use crate::mount::launch::{self, LaunchError, Launched};
 use crate::mount::{Engine, MountRequest, Pull, TrustIndex, Upper, mountpoint, record};
-
-/// How long `umount` waits for the worker to be gone after the mount is.
-const GOODBYE: Duration = Duration::from_secs(5);
 
 /// How often a foreground mount looks whether it has ended.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -28,22 +25,26 @@ pub(crate) fn mount(
     global: &Global,
     settings: Settings,
 ) -> Result<ExitCode, Failure> {
-    let request = request(args, settings)?;
-    let mut progress = Progress::new(global.quiet);
-    let launched = launch::launch(&request, &log_words(global), |event| progress.show(event));
-    progress.finish();
-    let launched = launched.map_err(|e| match e {
-        LaunchError::Failed { message, causes } => Failure::new(message).with_causes(causes),
-        other => Failure::of(&other),
-    })?;
+    let launched = launch_mount(&request(args, settings)?, global)?;
     if !args.foreground {
         return Ok(ExitCode::SUCCESS);
     }
     wait(launched.child)
 }
 
+/// Starts a worker for `request`, and shows its progress until the mount can be used.
+pub(super) fn launch_mount(request: &MountRequest, global: &Global) -> Result<Launched, Failure> {
+    let mut progress = Progress::new(global.quiet);
+    let launched = launch::launch(request, &log_words(global), |event| progress.show(event));
+    progress.finish();
+    launched.map_err(|e| match e {
+        LaunchError::Failed { message, causes } => Failure::new(message).with_causes(causes),
+        other => Failure::of(&other),
+    })
+}
+
 /// The options of this command that hold for the worker's log as well.
-fn log_words(global: &Global) -> Vec<String> {
+pub(super) fn log_words(global: &Global) -> Vec<String> {
     let mut words = vec!["-v".to_owned(); usize::from(global.verbose)];
     if global.log_format == LogFormat::Json {
         words.push("--log-format=json".to_owned());
@@ -233,16 +234,8 @@ pub(crate) fn umount(args: &UmountArgs) -> Result<(), Failure> {
     mountpoint::unmount(&path, args.lazy).map_err(|e| Failure::of(&e))?;
     match known {
         Some(dead) if dead.state == record::State::Dead => record::forget(&dead),
-        Some(_) if !args.lazy => wait_for_worker(&path),
+        Some(_) if !args.lazy => record::wait_until_gone(&path),
         _ => {}
     }
     Ok(())
-}
-
-/// So that a script may remove the cache or mount again at once.
-fn wait_for_worker(path: &Path) {
-    let deadline = Instant::now() + GOODBYE;
-    while matches!(record::find(path), Ok(Some(_))) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(2));
-    }
 }

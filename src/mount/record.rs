@@ -5,6 +5,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,12 @@ use serde::{Deserialize, Serialize};
 use crate::mount::engine::Choice;
 use crate::mount::mountpoint;
 use crate::mount::privilege;
+
+/// How long a worker may take to end after its mount has.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Between two looks whether it has.
+const GLANCE: Duration = Duration::from_millis(2);
 
 /// How a mount is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -203,6 +210,15 @@ pub fn forget(record: &Record) {
     if let Ok(dir) = directory() {
         let _gone = std::fs::remove_file(dir.join(format!("{}.json", record.pid)));
         let _gone = std::fs::remove_file(dir.join(format!("{}.sock", record.pid)));
+    }
+}
+
+/// Waits until the worker of the mount on `mountpoint`, which was unmounted, has ended: so that a
+/// script may remove the cache or mount again at once.
+pub fn wait_until_gone(mountpoint: &Path) {
+    let deadline = Instant::now() + GOODBYE;
+    while matches!(find(mountpoint), Ok(Some(_))) && Instant::now() < deadline {
+        std::thread::sleep(GLANCE);
     }
 }
 

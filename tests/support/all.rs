@@ -10,6 +10,7 @@
 )]
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod busybox;
 pub mod docker_registry;
 pub mod edge;
 pub mod layout;

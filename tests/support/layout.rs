@@ -127,6 +127,8 @@ pub struct Parts {
     pub layer_sizes: Vec<u64>,
     pub diff_ids: Vec<String>,
     pub architecture: String,
+    /// What the configuration says of containers.
+    pub config: serde_json::Value,
     pub manifest: Option<Vec<u8>>,
 }
 
@@ -163,6 +165,7 @@ pub fn write_spoilt(dir: &Path, tars: &[Vec<u8>], pack: Pack, spoil: Spoil<'_>) 
         layer_sizes: blobs.iter().map(|b| b.len() as u64).collect(),
         diff_ids: tars.iter().map(|t| Digest::of(t).to_string()).collect(),
         architecture: host_architecture().to_owned(),
+        config: json!({}),
         manifest: None,
         blobs,
     };
@@ -181,7 +184,7 @@ pub fn write_spoilt(dir: &Path, tars: &[Vec<u8>], pack: Pack, spoil: Spoil<'_>) 
         put(digest, blob);
     }
     let config = json!({
-        "architecture": parts.architecture, "os": "linux", "config": {},
+        "architecture": parts.architecture, "os": "linux", "config": parts.config,
         "rootfs": { "type": "layers", "diff_ids": parts.diff_ids },
     });
     let config = serde_json::to_vec(&config).unwrap();

@@ -1,0 +1,43 @@
+//! `rsmount bundle`.
+
+use crate::cli::args::Global;
+use crate::cli::args::container::BundleArgs;
+use crate::cli::mount::{launch_mount, source_request};
+use crate::cli::output::{self, Failure};
+use crate::cli::settings::Settings;
+use crate::cli::wishes;
+use crate::container::bundle::Bundle;
+use crate::mount::Upper;
+
+pub(crate) fn bundle(
+    args: &BundleArgs,
+    global: &Global,
+    settings: Settings,
+) -> Result<(), Failure> {
+    let wishes = wishes::wishes(&args.process, &args.command)?;
+    let cache_dir = settings.cache_dir.clone();
+    let unread = (settings.on_outage, settings.fill);
+    let mut request = source_request(&args.source, settings)?;
+    let absolute = |dir: &std::path::PathBuf| std::path::absolute(dir);
+    let upper = args.upper.as_ref().map(absolute).transpose();
+    let upper = upper.map_err(|e| Failure::of(&e))?.map(Upper::Directory);
+    let bundle = Bundle::begin(&args.dir).map_err(|e| Failure::of(&e))?;
+    request.mountpoint = bundle.rootfs();
+    request.upper = upper.or(args.tmp.then_some(Upper::ThrowAway));
+    request.on_outage = unread.0.unwrap_or_default();
+    request.fill = unread.1.unwrap_or_default();
+    // Whoever runs it decides what set-id programs and devices may do.
+    (request.suid, request.dev) = (Some(true), Some(true));
+    request.foreground = false;
+    let mounted = launch_mount(&request, global)?.record;
+    let finished = bundle.finish(&wishes, &cache_dir, &mounted);
+    finished.map_err(|e| Failure::of(&e))?;
+    if !global.quiet {
+        let rootfs = mounted.mountpoint.display();
+        output::note(&format!(
+            "run it: crun run --bundle {} NAME; end it: rsmount umount {rootfs}",
+            args.dir.display()
+        ));
+    }
+    Ok(())
+}

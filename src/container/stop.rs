@@ -1,0 +1,68 @@
+//! The end of containers: asked, killed, removed.
+
+use std::time::Duration;
+
+use crate::container::error::Error;
+use crate::container::record::{Record, Status};
+use crate::container::store::Container;
+
+/// How long a killed container may take: its processes may wait for a disk.
+const DEATH: Duration = Duration::from_secs(30);
+
+/// Sends a signal to the first process.
+pub fn kill(container: &Container, signal: i32) -> Result<(), Error> {
+    let not_running = || Error::NotRunning(container.record.name.clone());
+    if container.record.status != Status::Running {
+        return Err(not_running());
+    }
+    let program = container.record.program().ok_or_else(not_running)?;
+    Ok(program.kill(&container.record.id, signal)?)
+}
+
+/// Asks a container to end with `signal` (else with its own), and kills it after `patience`. One
+/// that does not run is left alone.
+pub fn stop(container: &Container, signal: Option<i32>, patience: Duration) -> Result<(), Error> {
+    if container.record.status != Status::Running {
+        return Ok(());
+    }
+    let asked = kill(container, signal.unwrap_or(container.record.stop_signal));
+    if container.wait(Some(patience))?.is_some() {
+        return Ok(());
+    }
+    if let Err(error) = asked {
+        tracing::debug!(%error, "it could not be asked");
+    }
+    end(container)
+}
+
+/// Kills it, and waits until it is taken down.
+fn end(container: &Container) -> Result<(), Error> {
+    let killed = kill(container, rustix::process::Signal::KILL.as_raw());
+    if container.wait(Some(DEATH))?.is_some() {
+        return Ok(());
+    }
+    killed?;
+    Err(Error::Undying(container.record.name.clone()))
+}
+
+/// Removes a container; one that runs only with `force`.
+pub fn remove(container: &Container, force: bool) -> Result<(), Error> {
+    if container.record.status != Status::Exited {
+        if !force {
+            return Err(Error::Running(container.record.name.clone()));
+        }
+        end(container)?;
+    }
+    container.remove()
+}
+
+/// Waits for its end; gives its exit code.
+pub fn wait(container: &Container) -> Result<u8, Error> {
+    let _lock = container.wait(None)?;
+    let record = Record::read(container.dir());
+    // Removed by its watcher: nobody knows any more.
+    let code = record
+        .and_then(|r| r.exit_code)
+        .or(container.record.exit_code);
+    code.ok_or_else(|| Error::NoSuchContainer(container.record.name.clone()))
+}

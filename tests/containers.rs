@@ -1,0 +1,432 @@
+//! Containers made, reached and ended by the command: their life, and what is refused.
+#![allow(
+    clippy::unwrap_used,
+    clippy::type_complexity,
+    clippy::print_stderr,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a test"
+)]
+
+#[path = "support/all.rs"]
+mod support;
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::{Value, json};
+use support::busybox;
+use support::place::Place;
+
+/// A place with the image `image`, and its containers, which end with it.
+struct Containers(Place);
+
+impl Containers {
+    fn new(config: &Value) -> Option<Containers> {
+        if !busybox::can_run() {
+            return None;
+        }
+        let place = Place::new();
+        busybox::write(&place.path("image"), config);
+        Some(Containers(place))
+    }
+
+    fn image(&self) -> String {
+        format!("oci:{}", self.0.path("image").display())
+    }
+
+    fn run_command(&self, options: &[&str], command: &[&str]) -> Command {
+        let mut run = self.0.rsmount();
+        run.args(["run", "-q"]).args(options).arg(self.image());
+        run.args(command);
+        run
+    }
+
+    fn run(&self, options: &[&str], command: &[&str]) -> Output {
+        self.run_command(options, command).output().unwrap()
+    }
+
+    /// Runs and expects success; gives standard output.
+    fn ok(&self, options: &[&str], command: &[&str]) -> String {
+        let output = self.run(options, command);
+        assert!(
+            output.status.success(),
+            "{options:?} {command:?}: {output:?}"
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn ps(&self) -> Vec<Value> {
+        let text = self.0.ok(&["ps", "-a", "--json"]);
+        serde_json::from_str(&text).unwrap()
+    }
+
+    /// What stays on disk of containers.
+    fn left(&self) -> Vec<String> {
+        let entries = std::fs::read_dir(self.0.path("cache/containers"));
+        let names = entries.into_iter().flatten().flatten();
+        let names = names.map(|e| e.file_name().into_string().unwrap());
+        names.filter(|name| name != "lock").collect()
+    }
+
+    fn nothing_is_left(&self) {
+        assert_eq!(self.ps(), Vec::<Value>::new());
+        assert_eq!(self.left(), Vec::<String>::new());
+        assert_eq!(mounts_below(self.0.dir.path()), Vec::<String>::new());
+        let cgroups = Command::new("find")
+            .args(["/sys/fs/cgroup", "-path", "*/rsmount/*"])
+            .output();
+        for dir in String::from_utf8(cgroups.unwrap().stdout).unwrap().lines() {
+            let id = dir.rsplit('/').next().unwrap();
+            assert!(!self.0.path("cache/containers").join(id).exists(), "{dir}");
+        }
+    }
+}
+
+impl Drop for Containers {
+    fn drop(&mut self) {
+        let _ended = self.0.run(&["rm", "--all", "--force"]);
+    }
+}
+
+fn mounts_below(dir: &Path) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let places = table.lines().filter_map(|l| l.split(' ').nth(4));
+    places
+        .filter(|p| Path::new(p).starts_with(dir))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Starts it, and returns when it has said a line.
+fn begin(command: &mut Command) -> (Child, BufReader<std::process::ChildStdout>, String) {
+    let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+    let mut reader = BufReader::new(child.stdout.take().unwrap());
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    (child, reader, line)
+}
+
+#[test]
+fn a_container_leaves_what_it_changed_until_it_is_removed() {
+    let Some(containers) = Containers::new(&json!({"Cmd": ["true"]})) else {
+        return;
+    };
+    let said = containers.run(
+        &["--name", "keeps"],
+        &[
+            "sh",
+            "-c",
+            "echo out; echo err >&2; echo new >/made; exit 3",
+        ],
+    );
+    assert_eq!(said.status.code(), Some(3), "{said:?}");
+    assert_eq!(
+        (text(&said.stdout), text(&said.stderr)),
+        ("out\n".into(), "err\n".into())
+    );
+    let rows = containers.ps();
+    assert_eq!(rows.len(), 1);
+    let container = &rows[0]["container"];
+    assert_eq!(container["name"], "keeps");
+    assert_eq!(
+        (&container["status"], &container["exit_code"]),
+        (&json!("exited"), &json!(3))
+    );
+    assert_eq!(rows[0]["state"], "unmounted");
+    assert!(rows[0]["digest"].as_str().unwrap().starts_with("sha256:"));
+    let upper = Path::new(rows[0]["upper"].as_str().unwrap()).join("upper");
+    assert_eq!(
+        std::fs::read_to_string(upper.join("made")).unwrap(),
+        "new\n"
+    );
+    // Nothing that was only mounted over is taken for a change.
+    assert!(!upper.join("etc/hosts").exists() && !upper.join("etc/resolv.conf").exists());
+    let logs = containers.0.run(&["logs", "keeps"]);
+    assert_eq!(
+        (text(&logs.stdout), text(&logs.stderr)),
+        ("out\n".into(), "err\n".into())
+    );
+    let id = container["id"].as_str().unwrap();
+    let again = containers.run(&["--name", "keeps"], &[]);
+    assert_eq!(again.status.code(), Some(125));
+    assert!(
+        text(&again.stderr).contains("is taken by container"),
+        "{again:?}"
+    );
+    assert_eq!(
+        containers.0.ok(&["rm", &id[..10]]),
+        format!("{}\n", &id[..10])
+    );
+    containers.nothing_is_left();
+}
+
+#[test]
+fn rm_leaves_nothing() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let size = "cat /proc/self/limits >/dev/null; echo $HOME $HOSTNAME $PATH; hostname";
+    let said = containers.ok(&["--rm", "--hostname", "box"], &["sh", "-c", size]);
+    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    assert_eq!(said, format!("/root box {path}\nbox\n"));
+    containers.nothing_is_left();
+    for refused in [&["nope"][..], &["/etc"]] {
+        let output = containers.run(&[], refused);
+        assert!(
+            matches!(output.status.code(), Some(126 | 127)),
+            "{output:?}"
+        );
+        containers.nothing_is_left();
+    }
+}
+
+#[test]
+fn a_detached_container_is_reached_and_stopped() {
+    let Some(containers) = Containers::new(&json!({"StopSignal": "SIGUSR1"})) else {
+        return;
+    };
+    let script = "trap 'echo asked; exit 7' USR1; echo begun; while :; do sleep 0.05; done";
+    let id = containers.ok(&["-d", "--name", "box", "-e", "A=1"], &["sh", "-c", script]);
+    assert_eq!(id.trim().len(), 64);
+    let place = &containers.0;
+    let rows = containers.ps();
+    assert_eq!(rows[0]["container"]["status"], "running");
+    assert_eq!(rows[0]["state"], "ready");
+    let refused = place.run(&["rm", "box"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        text(&refused.stderr).contains("stop it first"),
+        "{refused:?}"
+    );
+    let inside = "echo $A $B; pwd; id -u; id -gn; touch /from-exec";
+    let exec = [
+        "exec", "-e", "B=2", "-w", "/tmp", "-u", "web", "box", "sh", "-c", inside,
+    ];
+    let said = place.run(&exec);
+    assert_eq!(text(&said.stdout), "1 2\n/tmp\n33\nweb\n", "{said:?}");
+    assert_eq!(said.status.code(), Some(1), "user 33 may not write to /");
+    assert_eq!(
+        place
+            .run(&["exec", "box", "sh", "-c", "exit 4"])
+            .status
+            .code(),
+        Some(4)
+    );
+    assert_eq!(place.run(&["exec", "box", "nope"]).status.code(), Some(127));
+    assert_eq!(
+        place.run(&["exec", "none", "true"]).status.code(),
+        Some(125)
+    );
+    let mut piped = place.rsmount();
+    piped
+        .args(["exec", "-i", "box", "cat"])
+        .stdin(Stdio::piped());
+    let mut child = piped.stdout(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"through").unwrap();
+    assert_eq!(text(&child.wait_with_output().unwrap().stdout), "through");
+    place.ok(&["stop", "box"]);
+    let container = &containers.ps()[0]["container"];
+    assert_eq!(
+        (&container["status"], &container["exit_code"]),
+        (&json!("exited"), &json!(7))
+    );
+    assert_eq!(place.ok(&["logs", "box"]), "begun\nasked\n");
+    assert_eq!(place.ok(&["wait", "box"]), "7\n");
+    let gone = place.run(&["exec", "box", "true"]);
+    assert!(text(&gone.stderr).contains("does not run"), "{gone:?}");
+    place.ok(&["rm", "box"]);
+    containers.nothing_is_left();
+}
+
+#[test]
+fn logs_follow_and_kill_kills() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let script = "i=0; while :; do i=$((i + 1)); echo line $i; sleep 0.05; done";
+    containers.ok(&["-d", "--name", "box"], &["sh", "-c", script]);
+    let mut follow = containers.0.rsmount();
+    let (mut child, mut rest, first) = begin(follow.args(["logs", "-f", "box"]));
+    assert_eq!(first, "line 1\n");
+    for n in 2..6 {
+        let mut line = String::new();
+        rest.read_line(&mut line).unwrap();
+        assert_eq!(line, format!("line {n}\n"));
+    }
+    containers.0.ok(&["kill", "box"]);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(containers.ps()[0]["container"]["exit_code"], 137);
+    let tail = containers.0.ok(&["logs", "--tail", "2", "-t", "box"]);
+    assert_eq!(tail.lines().count(), 2);
+    assert!(tail.lines().all(|l| l.contains("Z line ")), "{tail}");
+    assert_eq!(containers.0.run(&["kill", "box"]).status.code(), Some(1));
+    containers.0.ok(&["rm", "-a"]);
+    containers.nothing_is_left();
+}
+
+#[test]
+fn volumes_show_the_host_and_begin_with_the_image() {
+    let config = json!({"Volumes": {"/data": {}}});
+    let Some(containers) = Containers::new(&config) else {
+        return;
+    };
+    let host = containers.0.path("host");
+    std::fs::create_dir(&host).unwrap();
+    std::fs::write(host.join("file"), "of the host\n").unwrap();
+    let bind = format!("{}:/mnt/deep:ro", host.display());
+    let script = "cat /mnt/deep/file /data/seed; touch /mnt/deep/x 2>/dev/null || echo read-only; \
+                  id -u; stat -c %u /data; touch /data/new /scratch/x && echo written";
+    let options = [
+        "--name",
+        "v",
+        "-v",
+        &bind,
+        "--read-only",
+        "--tmpfs",
+        "/scratch",
+    ];
+    let said = containers.ok(&options, &["sh", "-c", script]);
+    let expected = "of the host\nfrom the image\nread-only\n0\n33\nwritten\n";
+    assert_eq!(said, expected);
+    let upper = containers.ps()[0]["upper"].as_str().unwrap().to_owned();
+    let upper = Path::new(&upper).join("upper");
+    assert!(
+        !upper.join("data/new").exists(),
+        "a volume is not part of what is committed"
+    );
+    assert_eq!(std::fs::read_dir(&host).unwrap().count(), 1);
+}
+
+#[test]
+fn limits_reach_the_kernel() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let controllers = std::fs::read_to_string("/proc/cgroups").unwrap_or_default();
+    if !controllers.contains("memory") {
+        return support::place::skip("needs the memory controller");
+    }
+    let script = "cat /sys/fs/cgroup/memory/memory.limit_in_bytes /sys/fs/cgroup/cpu/cpu.cfs_quota_us \
+                  2>/dev/null || cat /sys/fs/cgroup/memory.max /sys/fs/cgroup/cpu.max";
+    let said = containers.ok(
+        &["--rm", "-m", "64m", "--cpus", "0.5"],
+        &["sh", "-c", script],
+    );
+    let words: Vec<&str> = said.split_whitespace().take(2).collect();
+    assert_eq!(words, ["67108864", "50000"]);
+}
+
+#[test]
+fn the_sandbox_is_docker_s() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let status = [
+        "grep",
+        "-E",
+        "^(CapEff|CapBnd|Seccomp|NoNewPrivs)",
+        "/proc/self/status",
+    ];
+    let of = |options: &[&str]| -> Vec<String> {
+        let said = containers.ok(&[&["--rm"], options].concat(), &status);
+        let value = |line: &str| line.split_whitespace().nth(1).unwrap().to_owned();
+        said.lines().map(value).collect()
+    };
+    let (docker, none) = ("00000000a80425fb", "0000000000000000");
+    assert_eq!(of(&[])[..4], [docker, docker, "0", "2"]);
+    let user = of(&["-u", "web", "--security-opt", "no-new-privileges"]);
+    assert_eq!(user[..4], [none, docker, "1", "2"]);
+    let open = of(&["--security-opt", "seccomp=unconfined", "--cap-drop", "ALL"]);
+    assert_eq!(open[..4], [none, none, "0", "0"]);
+    let masked = "cat /proc/kcore 2>/dev/null | wc -c; echo 1 2>/dev/null >/proc/sys/kernel/panic || \
+                  echo refused; cat /proc/timer_list | wc -c";
+    assert_eq!(
+        containers.ok(&["--rm"], &["sh", "-c", masked]),
+        "0\nrefused\n0\n"
+    );
+    let network = ["--rm", "--network", "none"];
+    let links = containers.ok(&network, &["ip", "-o", "link"]);
+    assert!(
+        links.lines().count() >= 1 && !links.contains("eth"),
+        "{links}"
+    );
+    assert!(
+        containers
+            .ok(&network, &["cat", "/etc/hosts"])
+            .contains("ip6-loopback")
+    );
+}
+
+#[test]
+fn a_container_whose_watcher_was_killed_is_found_and_ended() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let script = "echo begun; while :; do sleep 0.05; done";
+    let mut run = containers.run_command(&["--name", "orphan"], &["sh", "-c", script]);
+    let (mut child, _rest, line) = begin(&mut run);
+    assert_eq!(line, "begun\n");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let container = &containers.ps()[0]["container"];
+    assert_eq!(
+        (&container["status"], &container["exit_code"]),
+        (&json!("exited"), &json!(137))
+    );
+    assert_eq!(mounts_below(containers.0.dir.path()), Vec::<String>::new());
+    containers.0.ok(&["rm", "orphan"]);
+    let mut run = containers.run_command(&["--rm"], &["sh", "-c", script]);
+    let (mut child, _rest, _line) = begin(&mut run);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    containers.nothing_is_left();
+}
+
+#[test]
+fn bad_input_is_one_line_and_leaves_nothing() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    for (options, command, said) in [
+        (&[][..], &[][..], "names no command"),
+        (&["-u", "nobody-here"], &["true"], "no user `nobody-here`"),
+        (&["-u", "0:no-group"], &["true"], "no group `no-group`"),
+        (&["-v", "/none/such:/x"], &["true"], "create it first"),
+        (&["-v", "name:/x"], &["true"], "named volumes"),
+        (&["-p", "80:80"], &["true"], "leave -p out"),
+        (&["--cap-add", "FLY"], &["true"], "no capability `FLY`"),
+        (&["--stop-signal", "X"], &["true"], "no signal `X`"),
+        (&["--security-opt", "x"], &["true"], "no-new-privileges"),
+        (&["--name", "a b"], &["true"], "cannot be a name"),
+        (&["--runtime", "/none/such"], &["true"], "not installed"),
+        (&["-w", "/etc/passwd/x"], &["true"], "working directory"),
+        (&["--env-file", "/none/such"], &["true"], "/none/such"),
+    ] {
+        let output = containers.run(options, command);
+        let stderr = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{options:?}: {stderr}");
+        assert!(stderr.contains(said), "{options:?}: {stderr}");
+        assert_eq!(stderr.trim().lines().count(), 1, "{options:?}: {stderr}");
+        containers.nothing_is_left();
+    }
+    let output = containers.0.run(&["run", "-q", "oci:/none/such", "true"]);
+    assert_eq!(output.status.code(), Some(125), "{output:?}");
+    containers.nothing_is_left();
+    let wrong = containers.0.run(&["run", "--no-such-option"]);
+    assert_eq!(wrong.status.code(), Some(125));
+    for command in [&["logs", "none"][..], &["stop", "none"], &["rm", "none"]] {
+        let output = containers.0.run(command);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(
+            text(&output.stderr).contains("no container `none`"),
+            "{output:?}"
+        );
+    }
+}
