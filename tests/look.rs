@@ -21,6 +21,7 @@ use serde_json::Value;
 use support::edge;
 use support::layout::{self, DIR, FILE, Layer, Meta, Pack};
 use support::model::{self, Says};
+use support::ordinary;
 use support::place::{Place, skip};
 use support::registry::Registry;
 use support::seen;
@@ -356,6 +357,29 @@ fn images_are_compared_as_docker_diff_does() {
         back.contains("D /fresh\n") && !back.contains("/fresh/a"),
         "{back}"
     );
+}
+
+/// Neither root nor a FUSE device that one may open.
+#[test]
+fn an_ordinary_user_looks_without_a_mount() {
+    if !ordinary::can_be_ordinary() {
+        return;
+    }
+    let user = ordinary::Ordinary::on(ordinary::Machine {
+        device_mode: "0600",
+        ..ordinary::USUAL
+    });
+    let (_place, registry) = served(&[base().tar()]);
+    let image = registry.image();
+    let at = |path: &str| format!("{image}:{path}");
+    assert!(user.ok(&["inspect", &image]).contains("RootFS"));
+    assert_eq!(user.ok(&["-q", "ls", &at("/etc")]), "again\nlink\nmotd\n");
+    assert_eq!(user.ok(&["cat", &at("/etc/motd")]), "hello\n");
+    let to = user.home().join("etc");
+    user.ok(&["cp", &at("/etc"), to.to_str().unwrap()]);
+    assert_eq!(std::fs::read(to.join("again")).unwrap(), b"hello\n");
+    assert!(user.ok(&["images"]).contains("all"));
+    user.ok(&["rmi", &image]);
 }
 
 fn refused(place: &Place, output: &Output, expected: &str, case: &str) {

@@ -343,6 +343,18 @@ fn removing_an_image_removes_what_only_it_needed() {
 }
 
 #[test]
+fn a_pinned_image_stays() {
+    let place = Place::new();
+    let registry = served(&place, "image", &[base().tar()]);
+    let image = registry.image();
+    place.ok(&["-q", "pull", &image]);
+    place.ok(&["cache", "pin", &image]);
+    refused(&place, &place.run(&["rmi", &image]), "is pinned");
+    place.ok(&["rmi", "-f", &image]);
+    assert_eq!((images(&place).len(), layers(&place)), (0, 1));
+}
+
+#[test]
 fn a_mounted_image_keeps_its_data() {
     if !can_mount() {
         return;
@@ -565,6 +577,8 @@ fn the_data_of_a_loaded_image_stays() {
     let pruned = place.run(&["cache", "prune", "--data"]);
     let said = String::from_utf8(pruned.stderr).unwrap();
     assert!(said.contains("--force"), "{said}");
+    let usage = json(&place.ok(&["cache", "du", "--json"]));
+    assert_eq!(usage["layers"][0]["sole"], true, "{usage}");
     place.ok(&["tag", "loaded:1", "loaded:2"]);
     place.ok(&["rmi", "loaded:1"]);
     let cat = place.run(&["cat", "loaded:2:/big"]);

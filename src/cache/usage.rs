@@ -57,6 +57,8 @@ pub struct LayerUsage {
 pub struct Held {
     /// An image that has it is pinned: it is neither evicted nor pruned.
     pub pinned: bool,
+    /// Its bytes are nowhere else: it is neither evicted nor pruned, unless that is forced.
+    pub sole: bool,
     /// The kernel reads the file itself: it is not evicted, and its space comes free only when all
     /// mounts of it have ended.
     pub lent: bool,
@@ -212,6 +214,7 @@ impl Held {
     fn of(store: &Store) -> Held {
         Held {
             pinned: store.pinned,
+            sole: store.sole,
             lent: store.lent,
             in_use: store.in_use(),
         }

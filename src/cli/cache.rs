@@ -106,13 +106,17 @@ fn data_bytes(usage: &Usage) -> u64 {
 
 /// What eviction cannot take.
 fn held_bytes(usage: &Usage) -> u64 {
-    let held = usage.layers.iter().filter(|l| l.held.pinned || l.held.lent);
+    let held = usage
+        .layers
+        .iter()
+        .filter(|l| l.held.pinned || l.held.sole || l.held.lent);
     held.map(|l| l.data_bytes).sum()
 }
 
 fn held(held: Held) -> String {
     let words = [
         (held.pinned, "pinned"),
+        (held.sole, "only copy"),
         (held.lent, "lent"),
         (held.in_use, "in use"),
     ];
@@ -132,7 +136,7 @@ fn as_json(usage: &Usage) -> serde_json::Value {
     let layer = |l: &LayerUsage| {
         serde_json::json!({
             "digest": l.blob, "data_bytes": l.data_bytes, "index_bytes": l.index_bytes,
-            "pinned": l.held.pinned, "lent": l.held.lent, "in_use": l.held.in_use,
+            "pinned": l.held.pinned, "sole": l.held.sole, "lent": l.held.lent, "in_use": l.held.in_use,
             "used": l.used.map(|t| humantime::format_rfc3339_seconds(t).to_string()),
         })
     };

@@ -79,6 +79,9 @@ pub enum Error {
         /// The mountpoint.
         at: String,
     },
+    /// An image that shall stay.
+    #[error("{0} is pinned: `rsmount cache unpin` it first, or give -f to forget its name alone")]
+    Pinned(String),
     /// An ID that several names have.
     #[error("{0} has {1} names: give the name, or -f for all of them")]
     ManyNames(String, usize),

@@ -85,7 +85,7 @@ impl Reach {
     }
 }
 
-/// What names that are remembered, and mounts that run, lead to.
+/// What names that are remembered, pins, and mounts that run lead to.
 fn live(cache: &Cache) -> Result<Reach, Error> {
     let mut live = Reach::default();
     for (key, tag) in cache.tags()? {
@@ -101,6 +101,10 @@ fn live(cache: &Cache) -> Result<Reach, Error> {
             sources: Vec::new(),
         };
         live.add(cache, &tag);
+    }
+    for pin in cache.pins()? {
+        live.documents.extend(pin.documents);
+        live.layers.extend(pin.layers);
     }
     Ok(live)
 }

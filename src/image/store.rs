@@ -306,7 +306,7 @@ fn find<'k>(
     }
 }
 
-/// Fails when a running mount would be left without a name.
+/// Fails when a running mount or a pin would be left without a name.
 fn check_unused(
     cache: &Cache,
     known: &[(String, RememberedTag)],
@@ -320,14 +320,19 @@ fn check_unused(
         staying.add(cache, tag);
     }
     let mounted = reach::mounted()?;
+    let pins = cache.pins()?;
     for (key, tag) in known
         .iter()
         .filter(|(key, _)| doomed.contains(key.as_str()))
     {
         for image in reach::stored(cache, tag) {
+            let is_kept = staying.documents.contains(&image.digest);
+            if !is_kept && pins.iter().any(|pin| pin.digest == image.digest) {
+                return Err(Error::Pinned(familiar(key)));
+            }
             let at = mounted.iter().find(|(digest, _)| *digest == image.digest);
-            if let Some((digest, at)) = at
-                && !staying.documents.contains(digest)
+            if let Some((_, at)) = at
+                && !is_kept
             {
                 let image = familiar(key);
                 let at = at.clone();
