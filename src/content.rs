@@ -25,7 +25,7 @@ mod run;
 mod stalls;
 mod stats;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -169,6 +169,8 @@ pub struct Content {
     demand: Demand,
     /// What earlier starts touched, until it is prefetched.
     profile: Mutex<Option<Profile>>,
+    /// Jobs of the profile that are under way: what follows them is known better than guessed.
+    prefetching: AtomicUsize,
     recorder: Recorder,
     /// Whether no start before this one was recorded, and this one goes on.
     learning: AtomicBool,
@@ -228,6 +230,7 @@ impl Content {
             } else {
                 Profile::default()
             })),
+            prefetching: AtomicUsize::new(0),
             recorder,
             on_notice: OnceLock::new(),
             runtime: runtime.map_or_else(OnceLock::new, |r| OnceLock::from(Ok(r))),

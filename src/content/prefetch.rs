@@ -57,12 +57,15 @@ impl Content {
                 "prefetching what earlier starts used"
             );
             let next = Arc::new(AtomicUsize::new(0));
-            for _ in 0..JOBS.min(jobs.len()) {
+            let workers = JOBS.min(jobs.len());
+            content.prefetching.store(workers, Relaxed);
+            for _ in 0..workers {
                 let (content, jobs, next) = (content.clone(), jobs.clone(), next.clone());
                 tokio::spawn(async move {
                     while let Some(job) = jobs.get(next.fetch_add(1, Relaxed)) {
                         content.bring_absent(job).await;
                     }
+                    content.prefetching.fetch_sub(1, Relaxed);
                 });
             }
         });

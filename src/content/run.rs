@@ -135,8 +135,8 @@ impl Content {
             return Ok(());
         }
         let ahead = match why {
-            Why::Demand => self.ahead(layer, left),
-            Why::Background => Ahead::none(self, number, left.end),
+            Why::Demand if self.prefetching.load(Relaxed) == 0 => self.ahead(layer, left),
+            Why::Demand | Why::Background => Ahead::none(self, number, left.end),
         };
         let end = ahead.spans.end;
         let mut decoding = match parked.take() {
