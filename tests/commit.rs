@@ -7,13 +7,13 @@
 #[path = "support/all.rs"]
 mod support;
 
-use std::io::{BufRead, BufReader};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 use support::layout::{self, DIR, FILE, Layer, Meta, Pack};
+use support::namespace::Namespace;
 use support::ordinary::{Ordinary, USUAL, can_be_ordinary};
 use support::place::{Mounted, Place, can_mount, skip};
 use support::seen::{self, Seen};
@@ -206,56 +206,6 @@ fn every_change_made_as_root_is_in_the_image() {
     drop(mounted);
     let of_dir = commit(&place, &upper, "local/app:b", &[]);
     assert_eq!(of_mount["layer"], of_dir["layer"]);
-}
-
-/// A user namespace with all ids that the changes need, and a mount namespace, held open.
-struct Namespace(Child);
-
-impl Namespace {
-    fn new() -> Option<Namespace> {
-        let mut child = Command::new("unshare")
-            .args(["-U", "-m"])
-            .args(["sh", "-c", "echo ready; read -r _"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .ok()?;
-        let mut said = String::new();
-        let stdout = child.stdout.take()?;
-        BufReader::new(stdout).read_line(&mut said).ok()?;
-        // By its parent, which may: the child itself could take one id only.
-        for map in ["uid_map", "gid_map"] {
-            let path = format!("/proc/{}/{map}", child.id());
-            std::fs::write(path, "0 0 65536").ok()?;
-        }
-        (said == "ready\n").then_some(Namespace(child))
-    }
-
-    fn run(&self, command: &Command) -> Output {
-        let mut inside = Command::new("nsenter");
-        inside.arg(format!("--target={}", self.0.id()));
-        inside.args(["--user", "--mount", "-S", "0", "-G", "0", "--"]);
-        inside.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => inside.env(name, value),
-                None => inside.env_remove(name),
-            };
-        }
-        run(&mut inside)
-    }
-
-    fn path(&self, path: &Path) -> PathBuf {
-        let root = PathBuf::from(format!("/proc/{}/root", self.0.id()));
-        root.join(path.strip_prefix("/").unwrap())
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        let _gone = self.0.wait();
-    }
 }
 
 #[test]

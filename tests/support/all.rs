@@ -15,6 +15,7 @@ pub mod docker_registry;
 pub mod edge;
 pub mod layout;
 pub mod model;
+pub mod namespace;
 pub mod ordinary;
 pub mod place;
 pub mod raw_tar;
