@@ -36,6 +36,8 @@ struct Row {
     platform: String,
     /// Of the process that serves the mount; nobody serves what is not mounted.
     pid: Option<u32>,
+    /// The process that has another one serve it should that die.
+    keeper: Option<u32>,
     state: &'static str,
     since: String,
     upper: Option<PathBuf>,
@@ -79,6 +81,7 @@ impl Row {
             digest: record.digest,
             platform: record.platform,
             pid: Some(record.pid),
+            keeper: record.keeper,
             state: state(record.state),
             since: record.since,
             upper: record.upper,
@@ -96,6 +99,7 @@ impl Row {
             digest: record.digest.clone(),
             platform: record.platform.clone(),
             pid: None,
+            keeper: None,
             state: "unmounted",
             since: record.created.clone(),
             upper: Some(container.changes()),
