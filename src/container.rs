@@ -11,7 +11,7 @@
 //!
 //! - No daemon: the process that started a container watches it, and holds its lock as long.
 //! - A container whose watcher has died is ended by the next command that looks.
-//! - Nothing of an image is followed out of its root ([`rootfs`]).
+//! - Nothing of an image is followed out of its root (`container::rootfs`).
 
 pub mod bundle;
 pub mod command;

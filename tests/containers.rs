@@ -153,6 +153,11 @@ fn a_container_leaves_what_it_changed_until_it_is_removed() {
         (text(&logs.stdout), text(&logs.stderr)),
         ("out\n".into(), "err\n".into())
     );
+    let diff = containers.0.ok(&["diff", "keeps"]);
+    assert!(diff.lines().any(|line| line == "A /made"), "{diff}");
+    containers.0.ok(&["commit", "-q", "keeps", "test/kept:1"]);
+    let made = containers.0.ok(&["cat", "--offline", "test/kept:1:/made"]);
+    assert_eq!(made, "new\n");
     let id = container["id"].as_str().unwrap();
     let again = containers.run(&["--name", "keeps"], &[]);
     assert_eq!(again.status.code(), Some(125));
@@ -429,4 +434,80 @@ fn bad_input_is_one_line_and_leaves_nothing() {
             "{output:?}"
         );
     }
+}
+
+/// Drives a container at a terminal of 33 lines and 77 columns, and interrupts it.
+const TERMINAL: &str = r#"
+import fcntl, os, pty, struct, sys, termios
+pid, terminal = pty.fork()
+if pid == 0:
+    # Not before the terminal has its size.
+    sys.stdin.readline()
+    os.execv(sys.argv[1], sys.argv[1:])
+fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
+os.write(terminal, b"\n")
+said, sent = b"", False
+while True:
+    try:
+        more = os.read(terminal, 4096)
+    except OSError:
+        break
+    if not more:
+        break
+    said += more
+    if b"ready" in said and not sent:
+        sent = True
+        os.write(terminal, b"\x03")
+sys.stdout.write(said.decode())
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"#;
+
+#[test]
+fn a_terminal_has_its_size_and_its_interrupt() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let script = "stty size; trap 'echo interrupted; exit 7' INT; echo ready; \
+                  while :; do sleep 0.05; done";
+    let run = containers.run_command(&["--rm", "-it"], &["sh", "-c", script]);
+    let mut python = Command::new("python3");
+    python.args(["-c", TERMINAL]).arg(run.get_program());
+    python.args(run.get_args());
+    for (name, value) in run.get_envs() {
+        python.env(name, value.unwrap_or_default());
+    }
+    let output = python.output().unwrap();
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    let said = text(&output.stdout);
+    assert!(said.contains("33 77\r\n"), "{said}");
+    assert!(said.contains("interrupted\r\n"), "{said}");
+    containers.nothing_is_left();
+}
+
+#[test]
+fn a_bundle_is_run_by_the_runtime_itself_and_entered_by_chroot() {
+    let Some(containers) = Containers::new(&json!({"Cmd": ["echo", "from a bundle"]})) else {
+        return;
+    };
+    let place = &containers.0;
+    let dir = place.path("bundle");
+    let words = [
+        "bundle",
+        "-q",
+        "--tmp",
+        &containers.image(),
+        dir.to_str().unwrap(),
+    ];
+    place.ok(&words);
+    let name = format!("rsmount-test-{}", std::process::id());
+    let mut runc = Command::new("runc");
+    runc.args(["run", "--bundle"]).arg(&dir).arg(&name);
+    let output = runc.stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text(&output.stdout), "from a bundle\n");
+    let mut chroot = Command::new("chroot");
+    chroot.arg(dir.join("rootfs")).args(["sh", "-c", "id -un"]);
+    assert_eq!(text(&chroot.output().unwrap().stdout), "root\n");
+    place.ok(&["umount", dir.join("rootfs").to_str().unwrap()]);
+    containers.nothing_is_left();
 }

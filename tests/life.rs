@@ -62,7 +62,9 @@ fn by_umoci(image: &str, scratch: &Path) -> Seen {
 
 /// `image` as podman pulls and mounts it, in a store of its own.
 fn by_podman(image: &str, scratch: &Path) -> Seen {
-    let (root, run) = (scratch.join("podman"), scratch.join("podman-run"));
+    // Podman takes no run directory whose path has more than 50 characters.
+    let run = tempfile::tempdir_in("/run").unwrap();
+    let (root, run) = (scratch.join("podman"), run.path().to_owned());
     let podman = |words: &[&str]| {
         let store = ["--root", text(&root), "--runroot", text(&run)];
         let all = [&store[..], &["--storage-driver", "overlay"], words].concat();

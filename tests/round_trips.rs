@@ -19,7 +19,7 @@ use support::place::{Place, can_mount};
 use support::registry::Registry;
 
 /// How long a step takes: what is asked for at the same time arrives well within it.
-const STEP_MS: u64 = 150;
+const STEP_MS: u64 = 500;
 
 /// An image whose pack was published by a start that read `d/hot`, and a cache that knows nothing.
 fn published(platforms: usize) -> (Place, Registry) {

@@ -10,6 +10,7 @@ use crate::cli::mount::reach_request;
 use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::settings::Settings;
+use crate::container::{self, Container, Status, Store};
 use crate::image::commit::{self, Commit};
 use crate::image::push;
 use crate::monitor::{Event, Monitor};
@@ -41,8 +42,18 @@ fn request(settings: Settings) -> Result<MountRequest, Failure> {
     reach_request("", &reach, settings)
 }
 
-/// The upper directory of what is mounted at `target`; or `target` itself, if it is one.
-fn upper_of(target: &Path) -> Result<PathBuf, Failure> {
+/// The upper directory of what is mounted at `target`; or `target` itself, if it is one; or that of
+/// the container of this name.
+fn upper_of(target: &Path, cache_dir: &Path) -> Result<PathBuf, Failure> {
+    if let Some(container) = container(target, cache_dir)? {
+        // Its files change, and what is mounted over some of them leaves empty ones.
+        if container.record.status == Status::Running {
+            let name = &container.record.name;
+            let what = "is running; stop it first (rsmount stop)";
+            return Err(Failure::new(format!("container {name} {what}")));
+        }
+        return Ok(container.changes());
+    }
     let path = mountpoint::absolute(target).map_err(|e| Failure::of(&e))?;
     match record::find(&path).map_err(|e| Failure::of(&e))? {
         Some(found) => {
@@ -57,14 +68,30 @@ fn upper_of(target: &Path) -> Result<PathBuf, Failure> {
             path.canonicalize().map_err(|e| Failure::of(&e))
         }
         None => Err(Failure::new(format!(
-            "{}: neither a writable mount (rsmount ps lists those) nor an upper directory",
-            path.display()
+            "{}: neither a writable mount (rsmount ps lists those), nor an upper directory, nor a \
+             container",
+            target.display()
         ))),
     }
 }
 
+/// The container that `target` names: a path that exists is none.
+fn container(target: &Path, cache_dir: &Path) -> Result<Option<Container>, Failure> {
+    let Some(name) = target.to_str().filter(|_| !target.exists()) else {
+        return Ok(None);
+    };
+    let Some(store) = Store::existing(cache_dir).map_err(|e| Failure::of(&e))? else {
+        return Ok(None);
+    };
+    match store.find(name) {
+        Ok(found) => Ok(Some(found)),
+        Err(container::Error::NoSuchContainer(_)) => Ok(None),
+        Err(error) => Err(Failure::of(&error)),
+    }
+}
+
 pub(crate) fn diff(target: &Path, json: bool, settings: Settings) -> Result<(), Failure> {
-    let dir = upper_of(target)?;
+    let dir = upper_of(target, &settings.cache_dir)?;
     let lines = commit::diff(&dir, &request(settings)?).map_err(|e| Failure::of(&e))?;
     if json {
         return output::json(&lines);
@@ -82,7 +109,7 @@ pub(crate) fn commit(
     settings: Settings,
 ) -> Result<(), Failure> {
     let wish = Commit {
-        upper: upper_of(&args.target)?,
+        upper: upper_of(&args.target, &settings.cache_dir)?,
         name: args.image.clone(),
         author: args.author.clone(),
         message: args.message.clone(),

@@ -2,7 +2,7 @@
 //! file is the address space of a layer, filled up with zeros to whole pages.
 //!
 //! Behind a layer's own bytes may follow files of the tree that had to be put together
-//! ([`Composed`](crate::erofs::Composed)): they are read through the tree. Every read is answered in
+//! ([`Composed`]): they are read through the tree. Every read is answered in
 //! full or not at all: a short answer would be zeros to an older kernel.
 
 use std::sync::Arc;

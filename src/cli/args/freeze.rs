@@ -10,7 +10,7 @@ use crate::oci::Compression;
 /// Arguments of `commit`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct CommitArgs {
-    /// Where a writable mount is, or the directory that was its --upper
+    /// Where a writable mount is, the directory that was its --upper, or a container that is not running
     pub target: PathBuf,
     /// Name of the new image
     #[arg(value_name = "NAME[:TAG]")]
