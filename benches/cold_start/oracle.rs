@@ -18,7 +18,9 @@ const LEVEL: i32 = 15;
 pub(crate) fn bytes(bench: &Bench, kib: u32) -> (u64, u64) {
     bench.restore("whole");
     crate::bench::drop_caches();
-    let mnt = bench.mount(&bench.image(), &["--trust-index", "local"]);
+    // The read-ahead of a FUSE mount is what can be set.
+    let options = ["--trust-index", "local", "--engine", "fuse"];
+    let mnt = bench.mount(&bench.image(), &options);
     let device = std::fs::metadata(&mnt).unwrap().st_dev();
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
