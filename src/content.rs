@@ -87,6 +87,8 @@ pub struct Options {
     pub fill: Fill,
     /// Whether what earlier starts touched is fetched before anybody asks.
     pub prefetch: bool,
+    /// Whether an earlier start like this one was recorded.
+    pub is_known: bool,
 }
 
 /// Brings the whole index of a layer whose index lacks the windows of its checkpoints.
@@ -172,7 +174,7 @@ pub struct Content {
     /// Jobs of the profile that are under way: what follows them is known better than guessed.
     prefetching: AtomicUsize,
     recorder: Recorder,
-    /// Whether no start before this one was recorded, and this one goes on.
+    /// Whether no start like this one was recorded, and this one goes on.
     learning: AtomicBool,
     on_notice: OnceLock<OnNotice>,
     runtime: OnceLock<Result<Runtime, String>>,
@@ -224,7 +226,7 @@ impl Content {
             hot: Hot::default(),
             poisoned: AtomicBool::new(false),
             demand: Demand::default(),
-            learning: AtomicBool::new(profile.touches.is_empty()),
+            learning: AtomicBool::new(!options.is_known),
             profile: Mutex::new(Some(if options.prefetch {
                 profile
             } else {
@@ -249,8 +251,8 @@ impl Content {
         }
     }
 
-    /// Whether this is the first start of the image here, which goes on: what it touches is worth
-    /// more than that it touches it fast.
+    /// Whether this is the first start of its kind here, which goes on: what it touches is worth more
+    /// than that it touches it fast.
     pub fn is_learning(&self) -> bool {
         self.learning.load(Ordering::Relaxed)
     }

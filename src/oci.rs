@@ -2,6 +2,7 @@
 //! manifests, configurations. No I/O: text and bytes in, values out.
 
 pub mod about;
+pub mod command;
 pub mod config;
 pub mod descriptor;
 pub mod digest;

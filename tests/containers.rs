@@ -15,10 +15,14 @@ mod support;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::busybox;
+use support::layout::Pack;
 use support::place::Place;
+use support::registry::{Asked, Registry};
 
 /// A place with the image `image`, and its containers, which end with it.
 struct Containers(Place);
@@ -510,4 +514,114 @@ fn a_bundle_is_run_by_the_runtime_itself_and_entered_by_chroot() {
     assert_eq!(text(&chroot.output().unwrap().stdout), "root\n");
     place.ok(&["umount", dir.join("rootfs").to_str().unwrap()]);
     containers.nothing_is_left();
+}
+
+/// Bytes that do not compress.
+fn noise(len: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    (0..len).map(|_| random.u8(..)).collect()
+}
+
+fn explained(place: &Place, image: &str) -> Value {
+    serde_json::from_str(&place.ok(&["explain", "--json", image])).unwrap()
+}
+
+/// Waits until something is so; a worker keeps what it learned after its container has ended.
+fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "not {what} in 30 s");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_command_is_started_by_what_it_read_before_not_by_what_others_did() {
+    if !busybox::can_run() {
+        return;
+    }
+    let place = Place::new();
+    let (one, cold, other) = (noise(1 << 20, 1), noise(4 << 20, 2), noise(1 << 20, 3));
+    let files: [(&str, &[u8]); 3] = [("one", &one), ("cold", &cold), ("other", &other)];
+    busybox::write_with(&place.path("image"), &json!({}), &files, Pack::Plain);
+    let registry = Registry::serve(place.path("image"));
+    let image = registry.image();
+    let gate = place.path("gate");
+    std::fs::create_dir(&gate).unwrap();
+    // Waits, so that what comes by itself can be told from what the command asks for.
+    let script = "while [ ! -e /gate/open ]; do sleep 0.02; done; cat /$0 >/dev/null; echo read";
+    let start = |name: &str| start_of(&place, &image, &[script, name]);
+    let open = gate.join("open");
+    std::fs::write(&open, "").unwrap();
+    for (name, known) in [("one", 1), ("other", 2)] {
+        assert!(start(name).wait().unwrap().success());
+        wait_until("kept", || {
+            explained(&place, &image)["commands"]
+                .as_array()
+                .unwrap()
+                .len()
+                == known
+        });
+    }
+    let shown = explained(&place, &image);
+    let read = |n: usize| shown["commands"][n]["profile_bytes"].as_u64().unwrap();
+    assert_eq!(shown["commands"][0]["command"][3], "one", "{shown}");
+    for n in 0..2 {
+        assert!((1 << 20..4 << 20).contains(&read(n)), "{shown}");
+    }
+    // What they share, busybox, counts once.
+    let all = shown["profile_bytes"].as_u64().unwrap();
+    assert!(
+        all > read(0) && all > read(1) && all < read(0) + read(1),
+        "{shown}"
+    );
+
+    place.ok(&["cache", "prune", "--data"]);
+    std::fs::remove_file(&open).unwrap();
+    let before = registry.control.asked().len();
+    let mut child = start("one");
+    let asked = || registry.control.asked()[before..].to_vec();
+    let bytes = || registry.control.blob_bytes.load(SeqCst);
+    // It comes by itself, and ends.
+    let mut last = 0;
+    wait_until("still", || {
+        let now = bytes();
+        std::thread::sleep(Duration::from_millis(500));
+        let came: u64 = asked().iter().map(|a| a.range.end - a.range.start).sum();
+        came > 1 << 20 && std::mem::replace(&mut last, bytes()) == now
+    });
+    std::fs::write(&open, "").unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!(bytes(), last, "it had come before the command asked");
+    let layer = registry.control.asked()[before].digest.clone();
+    let blob = place.path("image/blobs").join(layer.replacen(':', "/", 1));
+    let came = |file: &[u8]| came_of(&asked(), &std::fs::read(&blob).unwrap(), file);
+    assert!(came(&one) >= (1 << 20) - 8192, "{:?}", asked());
+    // What lies between two wanted spans may come along.
+    assert!(came(&other) <= 64 << 10, "{:?}", asked());
+}
+
+/// How much was asked for of a file that `blob` has as it is.
+fn came_of(asked: &[Asked], blob: &[u8], file: &[u8]) -> u64 {
+    let start = blob.windows(64).position(|w| *w == file[..64]).unwrap() as u64;
+    let end = start + file.len() as u64;
+    let part = |a: &Asked| {
+        a.range
+            .end
+            .min(end)
+            .saturating_sub(a.range.start.max(start))
+    };
+    asked.iter().map(part).sum()
+}
+
+/// Starts a shell in the image, with `gate` of the place, that fetches only what is read.
+fn start_of(place: &Place, image: &str, words: &[&str]) -> Child {
+    let config = place.path("config/rsmount");
+    std::fs::create_dir_all(&config).unwrap();
+    std::fs::write(config.join("config.toml"), "fill = \"never\"\n").unwrap();
+    let volume = format!("{}:/gate", place.path("gate").display());
+    let mut run = place.rsmount();
+    run.env("XDG_CONFIG_HOME", place.path("config"));
+    run.args(["run", "-q", "--rm", "-v", &volume, image, "sh", "-c"]);
+    run.args(words).stdout(Stdio::piped()).spawn().unwrap()
 }

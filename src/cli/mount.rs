@@ -124,6 +124,7 @@ pub(super) fn reach_request(
     Ok(MountRequest {
         image: absolute_image(image)?,
         mountpoint: PathBuf::new(),
+        command: None,
         upper: None,
         pinned: None,
         resumed: false,

@@ -83,6 +83,10 @@ fn print(e: &Explanation) {
         0 => "  profile  none: no start was recorded here\n".to_owned(),
         bytes => format!("  profile  {} touched by earlier starts\n", size(bytes)),
     };
+    for run in &e.commands {
+        let words = output::shell_words(&run.command);
+        text += &format!("           {} by `{words}`\n", size(run.profile_bytes));
+    }
     text += &pack(&e.pack);
     output::line(text.trim_end());
 }

@@ -80,7 +80,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, settings: Settings) -> Result
         lock,
     } = store.claim(args.name.as_deref(), &request.image)?;
     container.record.remove = args.rm;
-    let request = prepare::mount_request(&container, request);
+    let request = prepare::mount_request(&container, &wishes, request);
     let prepared = launch_mount(&request, global)
         .map_err(Failed::from)
         .and_then(|launched| {

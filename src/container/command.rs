@@ -1,6 +1,7 @@
 //! What is run, and in which environment: Docker's rules for entrypoint, command and variables.
 
 use crate::container::image::Defaults;
+use crate::oci::command::Given;
 
 /// Docker's `PATH` for images that give none.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -18,13 +19,12 @@ pub fn arguments(
     entrypoint: Option<&[String]>,
     command: &[String],
 ) -> Result<Vec<String>, NoCommand> {
-    let given = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
-    let mut words = entrypoint.map_or_else(|| given(&defaults.entrypoint), <[String]>::to_vec);
-    if !command.is_empty() {
-        words.extend_from_slice(command);
-    } else if entrypoint.is_none() {
-        words.extend(given(&defaults.cmd));
-    }
+    let given = Given {
+        entrypoint: entrypoint.map(<[String]>::to_vec),
+        command: command.to_vec(),
+    };
+    let of_image = |list: &Option<Vec<String>>| list.clone().unwrap_or_default();
+    let words = given.words(&of_image(&defaults.entrypoint), &of_image(&defaults.cmd));
     match words.first() {
         None => Err(NoCommand(image.to_owned())),
         Some(_) => Ok(words),

@@ -14,6 +14,7 @@ use crate::container::volume::{self, Volume};
 use crate::mount::request::Upper;
 use crate::mount::{MountRequest, record};
 use crate::oci::Digest;
+use crate::oci::command::Given;
 use crate::runtime::seccomp::Seccomp;
 use crate::runtime::{
     Limits, Network, Plan, Process, Program, Tmpfs, capabilities, config, program,
@@ -67,9 +68,18 @@ pub struct Wishes {
     pub terminal: bool,
 }
 
-/// What there is to mount for a container: as `base` says how to reach the image.
-pub fn mount_request(container: &Container, base: MountRequest) -> MountRequest {
+/// Longest command that a mount is told of, in bytes: a request has a bound.
+const COMMAND_BYTES_MAX: usize = 16 << 10;
+
+/// What there is to mount for a container that `wishes` describe: as `base` says how to reach the
+/// image.
+pub fn mount_request(container: &Container, wishes: &Wishes, base: MountRequest) -> MountRequest {
+    let given = Given {
+        entrypoint: wishes.entrypoint.as_deref().map(entrypoint),
+        command: wishes.command.clone(),
+    };
     MountRequest {
+        command: Some(given).filter(|given| given.len() <= COMMAND_BYTES_MAX),
         mountpoint: container.rootfs(),
         upper: Some(Upper::Directory(container.changes())),
         foreground: false,

@@ -3,7 +3,8 @@
 //! A profile belongs to a list of layers, not to a tag: it survives a retag. Stored as JSON,
 //! `{"version":1,"touches":[[layer, first page, pages, milliseconds, starts], …]}`: `layer` counts
 //! from the base, a page has 4096 bytes of the layer's address space, the time is since the mount,
-//! and `starts` is how many starts ago the pages were last touched.
+//! and `starts` is how many starts ago the pages were last touched. That of one command has its words
+//! as well, as `command`.
 
 use std::ops::Range;
 
@@ -83,12 +84,16 @@ impl Touch {
 pub struct Profile {
     /// In order of first use; no page is named twice.
     pub touches: Vec<Touch>,
+    /// The command whose starts these were, as far as it is kept; empty when it is that of all.
+    pub command: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
     version: u32,
     touches: Vec<Touch>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    command: Vec<String>,
 }
 
 impl Profile {
@@ -97,6 +102,7 @@ impl Profile {
         let stored = Stored {
             version: VERSION,
             touches: self.touches.clone(),
+            command: self.command.clone(),
         };
         // Numbers in a list cannot fail to be JSON.
         serde_json::to_vec(&stored).unwrap_or_default()
@@ -106,9 +112,13 @@ impl Profile {
     /// but speed.
     pub fn decode(bytes: &[u8]) -> Option<Profile> {
         let stored: Stored = serde_json::from_slice(bytes).ok()?;
-        let touches = stored.touches;
-        let sound = stored.version == VERSION && touches.len() <= TOUCHES_MAX;
-        sound.then_some(Profile { touches })
+        let Stored {
+            version,
+            touches,
+            command,
+        } = stored;
+        let sound = version == VERSION && touches.len() <= TOUCHES_MAX;
+        sound.then_some(Profile { touches, command })
     }
 
     /// This start's profile with what earlier starts touched besides, which comes after it and is
@@ -184,12 +194,16 @@ mod tests {
     fn profile(touches: &[Touch]) -> Profile {
         Profile {
             touches: touches.to_vec(),
+            command: Vec::new(),
         }
     }
 
     #[test]
     fn what_is_stored_is_read() {
         let p = profile(&[touch(0, 3, 2), touch(4, 0, 1)]);
+        assert_eq!(Profile::decode(&p.encode()), Some(p.clone()));
+        let command = vec!["a".to_owned(), "b c".to_owned()];
+        let p = Profile { command, ..p };
         assert_eq!(Profile::decode(&p.encode()), Some(p));
         assert_eq!(Profile::decode(br#"{"version":2,"touches":[]}"#), None);
         assert_eq!(Profile::decode(b"x"), None);

@@ -101,6 +101,7 @@ impl Recorder {
         let touches = self.touches.lock().unwrap_or_else(PoisonError::into_inner);
         Profile {
             touches: touches.clone(),
+            command: Vec::new(),
         }
     }
 }

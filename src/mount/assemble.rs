@@ -402,18 +402,15 @@ fn wire(
         Some(key) => known_tree::late(cache, key, &indexes),
         None => made_tree(request, cache, key, &indexes)?,
     };
-    let learner = Learner::new(cache.clone(), &image.manifest);
-    let foreknown = Foreknown {
-        profile: learner.earlier(),
-        pack: pack
-            .as_ref()
-            .map(|pack| (pack.digest.clone(), pack.meta.hot.clone())),
-    };
+    let learner = Learner::new(cache.clone(), &image.manifest)
+        .of_command(request.command.as_ref(), &image.config);
+    let (foreknown, is_known) = foreknown(&learner, pack.as_ref());
     let options = Options {
         outage: request.on_outage,
         fill: request.fill,
         // A pack's hot pages come without being asked for.
         prefetch: pack.is_none() && !request.offline,
+        is_known,
     };
     let content = Content::new(sources, options, foreknown.profile.clone(), runtime);
     for bytes in streamed {
@@ -439,6 +436,13 @@ fn wire(
         foreknown,
         from_cache: false,
     })
+}
+
+/// What is known of readers before they come, and whether they were seen before.
+fn foreknown(learner: &Learner, pack: Option<&Pack>) -> (Foreknown, bool) {
+    let (profile, is_known) = learner.expected();
+    let pack = pack.map(|pack| (pack.digest.clone(), pack.meta.hot.clone()));
+    (Foreknown { profile, pack }, is_known)
 }
 
 fn made_tree(

@@ -4,7 +4,7 @@
 use serde::Serialize;
 
 use crate::cache::{Cache, PAGE_BYTES};
-use crate::content::Content;
+use crate::content::{Content, Profile};
 use crate::layer::{LayerIndex, SpanStart, codec};
 use crate::mount::discover::{self, Finding, Found, Refused};
 use crate::mount::error::Error;
@@ -28,8 +28,19 @@ pub struct Explanation {
     pub layers: Vec<Layer>,
     /// Uncompressed bytes that the profile of earlier starts names; 0 without one.
     pub profile_bytes: u64,
+    /// The commands that `run` has started, each with a profile of its own.
+    pub commands: Vec<Command>,
     /// The pack.
     pub pack: Pack,
+}
+
+/// A command that was run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Command {
+    /// Its words; the last ones of a very long one are missing.
+    pub command: Vec<String>,
+    /// Uncompressed bytes that its profile names.
+    pub profile_bytes: u64,
 }
 
 /// What is known of a layer.
@@ -136,14 +147,24 @@ fn describe(
         });
     }
     let needed = layers.iter().any(|l| l.by != "index");
-    let profile = Learner::new(cache.clone(), &image.manifest).earlier();
-    let pages: u64 = profile.touches.iter().map(|t| t.pages).sum();
+    let learner = Learner::new(cache.clone(), &image.manifest);
+    let bytes = |profile: &Profile| {
+        let pages: u64 = profile.touches.iter().map(|t| t.pages).sum();
+        pages * PAGE_BYTES
+    };
+    let mut commands = learner.commands();
+    commands.sort_by(|a, b| a.command.cmp(&b.command));
+    let command = |profile: Profile| Command {
+        profile_bytes: bytes(&profile),
+        command: profile.command,
+    };
     Ok(Explanation {
         image: request.image.clone(),
         digest: image.digest.to_string(),
         platform: image.platform.to_string(),
         layers,
-        profile_bytes: pages * PAGE_BYTES,
+        profile_bytes: bytes(&learner.earlier()),
+        commands: commands.into_iter().map(command).collect(),
         pack: shown(request.trust_index, finding, needed),
     })
 }

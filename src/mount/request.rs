@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::content::{Fill, Outage};
 use crate::oci::Digest;
+use crate::oci::command::Given;
 use crate::pack::PublicKey;
 
 /// When the registry is asked although the tag is known here.
@@ -68,6 +69,10 @@ pub struct MountRequest {
     pub image: String,
     /// Absolute path.
     pub mountpoint: PathBuf,
+    /// The command that it is mounted for, as the user of `run` gave it: starts of one command read
+    /// much the same. Absent when anything may be read.
+    #[serde(default)]
+    pub command: Option<Given>,
     /// Makes the mount writable.
     pub upper: Option<Upper>,
     /// The image manifest to use, whatever the name stands for by now.

@@ -17,6 +17,10 @@ pub struct ImageConfig {
     pub platform: Platform,
     /// Digest of each layer's uncompressed tar, base first.
     pub diff_ids: Vec<Digest>,
+    /// What containers always run.
+    pub entrypoint: Vec<String>,
+    /// What is run, or given to the entrypoint, unless the user says something else.
+    pub command: Vec<String>,
 }
 
 /// Why a blob is not a configuration that can be used.
@@ -54,6 +58,8 @@ struct Document {
     #[serde(rename = "os.version")]
     os_version: Option<String>,
     rootfs: RootFs,
+    #[serde(default)]
+    config: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -92,6 +98,8 @@ impl ImageConfig {
                 ..platform
             },
             diff_ids,
+            entrypoint: words(&document.config["Entrypoint"]),
+            command: words(&document.config["Cmd"]),
         })
     }
 
@@ -106,6 +114,12 @@ impl ImageConfig {
     }
 }
 
+/// A list of words; none where there is something else: nobody needs it to mount.
+fn words(list: &serde_json::Value) -> Vec<String> {
+    let words = list.as_array().into_iter().flatten();
+    words.filter_map(|w| w.as_str().map(String::from)).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -117,11 +131,13 @@ mod tests {
     fn a_configuration_is_read_and_counted() {
         let id = Digest::of(b"tar");
         let document = json!({
-            "os": "linux", "architecture": "arm64", "variant": "v8", "config": null,
+            "os": "linux", "architecture": "arm64", "variant": "v8",
+            "config": {"Entrypoint": null, "Cmd": ["sh", "-c"]},
             "rootfs": {"type": "layers", "diff_ids": [id.to_string()]},
         });
         let config = ImageConfig::parse(document.to_string().as_bytes()).unwrap();
         assert_eq!(config.platform.to_string(), "linux/arm64");
+        assert_eq!((config.entrypoint.len(), &*config.command[1]), (0, "-c"));
         let blob = Descriptor::new("x", id, 1);
         let mut manifest = ImageManifest {
             config: blob.clone(),

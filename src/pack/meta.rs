@@ -167,6 +167,7 @@ pub(super) mod tests {
             layers: vec![without_windows(&index(12_288))],
             profile: Profile {
                 touches: vec![touch],
+                command: Vec::new(),
             },
             hot: vec![hot],
         }

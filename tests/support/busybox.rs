@@ -43,6 +43,11 @@ pub fn can_run() -> bool {
 
 /// Writes the image as a layout into `dir`; `config` is what its configuration says of containers.
 pub fn write(dir: &Path, config: &Value) {
+    write_with(dir, config, &[], Pack::Gzip);
+}
+
+/// The same with further files at the end of its layer, packed as `pack` says.
+pub fn write_with(dir: &Path, config: &Value, files: &[(&str, &[u8])], pack: Pack) {
     let busybox = std::fs::read(BUSYBOX).unwrap();
     let mut layer = Layer::new()
         .dir("bin", DIR)
@@ -71,8 +76,11 @@ pub fn write(dir: &Path, config: &Value) {
     for applet in APPLETS {
         layer = layer.hard_link(&format!("bin/{applet}"), "bin/busybox");
     }
+    for (path, bytes) in files {
+        layer = layer.file(path, FILE, bytes);
+    }
     let config = config.clone();
-    layout::write_spoilt(dir, &[layer.tar()], Pack::Gzip, &move |parts| {
+    layout::write_spoilt(dir, &[layer.tar()], pack, &move |parts| {
         parts.config.clone_from(&config);
     });
 }

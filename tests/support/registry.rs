@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -11,11 +12,22 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+/// A request for a blob or a part of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    pub digest: String,
+    pub range: Range<u64>,
+}
+
 /// What a test may turn and read.
 #[derive(Debug, Default)]
 pub struct Control {
     /// Answers to blob requests wait as long as this is set.
     pub held: AtomicBool,
+    /// Requests that ask for any byte of this range wait as long as it is set.
+    pub held_range: Mutex<Option<Range<u64>>>,
+    /// Requests for blobs, in the order in which they came.
+    asked: Mutex<Vec<Asked>>,
     /// Connections are dropped as long as this is set.
     pub unplugged: AtomicBool,
     /// Bytes of blobs sent.
@@ -33,6 +45,19 @@ pub struct Control {
 }
 
 impl Control {
+    /// Requests for blobs so far, in the order in which they came.
+    pub fn asked(&self) -> Vec<Asked> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    fn holds(&self, range: &Range<u64>) -> bool {
+        let held = self.held_range.lock().unwrap();
+        let hit = held
+            .as_ref()
+            .is_some_and(|h| h.start < range.end && range.start < h.end);
+        hit || self.held.load(SeqCst)
+    }
+
     /// How many steps something that begins now depends on, so far.
     pub fn steps(&self) -> u64 {
         self.longest.load(SeqCst)
@@ -218,7 +243,16 @@ fn answer(
         return status(stream, "404 Not Found");
     };
     control.blob_requests.fetch_add(1, SeqCst);
-    while control.held.load(SeqCst) {
+    let of = |all: usize| match range {
+        Some((start, end)) => start as u64..end.map_or(all, |e| (e + 1).min(all)) as u64,
+        None => 0..all as u64,
+    };
+    let range_asked = of(bytes.len());
+    control.asked.lock().unwrap().push(Asked {
+        digest: digest.to_owned(),
+        range: range_asked.clone(),
+    });
+    while control.holds(&range_asked) {
         std::thread::sleep(Duration::from_millis(1));
     }
     let all = bytes.len();

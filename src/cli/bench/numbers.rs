@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use crate::cli::output;
+
 /// One start. Times are from the beginning of the command.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub(crate) struct Start {
@@ -127,13 +129,7 @@ pub(crate) struct LeftOut {
 impl Measured {
     /// The command as it would be typed.
     pub(crate) fn shown_command(&self) -> String {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "_@%+=:,./-".contains(c);
-        let quoted = |word: &String| match !word.is_empty() && word.chars().all(plain) {
-            true => word.clone(),
-            false => format!("'{}'", word.replace('\'', r"'\''")),
-        };
-        let words: Vec<String> = self.command.iter().map(quoted).collect();
-        words.join(" ")
+        output::shell_words(&self.command)
     }
 
     /// The row that others are compared with: another tool's, else the first contact's, else the first.
