@@ -23,6 +23,7 @@ use support::busybox;
 use support::layout::Pack;
 use support::place::Place;
 use support::registry::{Asked, Registry};
+use support::terminal::{Step, at_a_terminal};
 
 /// A place with the image `image`, and its containers, which end with it.
 struct Containers(Place);
@@ -440,32 +441,6 @@ fn bad_input_is_one_line_and_leaves_nothing() {
     }
 }
 
-/// Drives a container at a terminal of 33 lines and 77 columns, and interrupts it.
-const TERMINAL: &str = r#"
-import fcntl, os, pty, struct, sys, termios
-pid, terminal = pty.fork()
-if pid == 0:
-    # Not before the terminal has its size.
-    sys.stdin.readline()
-    os.execv(sys.argv[1], sys.argv[1:])
-fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 33, 77, 0, 0))
-os.write(terminal, b"\n")
-said, sent = b"", False
-while True:
-    try:
-        more = os.read(terminal, 4096)
-    except OSError:
-        break
-    if not more:
-        break
-    said += more
-    if b"ready" in said and not sent:
-        sent = True
-        os.write(terminal, b"\x03")
-sys.stdout.write(said.decode())
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"#;
-
 #[test]
 fn a_terminal_has_its_size_and_its_interrupt() {
     let Some(containers) = Containers::new(&json!({})) else {
@@ -474,13 +449,8 @@ fn a_terminal_has_its_size_and_its_interrupt() {
     let script = "stty size; trap 'echo interrupted; exit 7' INT; echo ready; \
                   while :; do sleep 0.05; done";
     let run = containers.run_command(&["--rm", "-it"], &["sh", "-c", script]);
-    let mut python = Command::new("python3");
-    python.args(["-c", TERMINAL]).arg(run.get_program());
-    python.args(run.get_args());
-    for (name, value) in run.get_envs() {
-        python.env(name, value.unwrap_or_default());
-    }
-    let output = python.output().unwrap();
+    let steps = [Step::Size(33, 77), Step::See("ready"), Step::Type("\x03")];
+    let output = at_a_terminal(&run, &steps);
     assert_eq!(output.status.code(), Some(7), "{output:?}");
     let said = text(&output.stdout);
     assert!(said.contains("33 77\r\n"), "{said}");

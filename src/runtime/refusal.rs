@@ -5,6 +5,14 @@ use std::path::Path;
 
 use serde::Deserialize;
 
+/// What a program that is there, or is looked for below a file, is refused with: 126 in every shell.
+const CANNOT_RUN: [&str; 4] = [
+    "permission denied",
+    "is a directory",
+    "not a directory",
+    "exec format",
+];
+
 /// Why a runtime did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -47,10 +55,10 @@ impl Refusal {
         let lower = message.to_lowercase();
         let about_exec = lower.contains("exec: ") || lower.contains("executable");
         let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-        if about_exec && says(&["not found", "no such file", "not a directory"]) {
+        if about_exec && says(&["not found", "no such file"]) {
             return Refusal::NotFound(message);
         }
-        if about_exec && says(&["permission denied", "is a directory", "exec format"]) {
+        if about_exec && says(&CANNOT_RUN) {
             return Refusal::NotExecutable(message);
         }
         let program = program.to_owned();
@@ -104,6 +112,8 @@ mod tests {
         let no_file = r#""/nope": stat /nope: no such file or directory"#;
         assert_eq!(code(&format!("{runc}{no_file}")), 127);
         assert_eq!(code(&format!("{runc}\"/etc\": permission denied")), 126);
+        let below_a_file = r#""/a/b": stat /a/b: not a directory"#;
+        assert_eq!(code(&format!("{runc}{below_a_file}")), 126);
         assert_eq!(code("executable file `nope` not found in $PATH"), 127);
         assert_eq!(code("open executable: Permission denied"), 126);
         assert_eq!(code("mounting /a: no such file or directory"), 125);

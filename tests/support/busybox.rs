@@ -11,9 +11,10 @@ use super::place;
 /// Where Debian's busybox-static puts it.
 const BUSYBOX: &str = "/bin/busybox";
 
-const APPLETS: [&str; 24] = [
+const APPLETS: [&str; 25] = [
     "sh", "cat", "id", "ls", "env", "sleep", "kill", "pwd", "true", "false", "echo", "touch",
     "stty", "mkdir", "head", "wc", "ps", "hostname", "grep", "rm", "mknod", "chroot", "stat", "ip",
+    "tty",
 ];
 
 const PROGRAM: Meta = Meta {
@@ -74,7 +75,7 @@ pub fn write_with(dir: &Path, config: &Value, files: &[(&str, &[u8])], pack: Pac
             },
         );
     for applet in APPLETS {
-        layer = layer.hard_link(&format!("bin/{applet}"), "bin/busybox");
+        layer = layer.hard_link_as(&format!("bin/{applet}"), "bin/busybox", PROGRAM);
     }
     for (path, bytes) in files {
         layer = layer.file(path, FILE, bytes);

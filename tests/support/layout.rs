@@ -84,8 +84,13 @@ impl Layer {
         self
     }
 
-    pub fn hard_link(mut self, path: &str, target: &str) -> Layer {
-        let mut header = Self::header(tar::EntryType::Link, FILE, 0);
+    pub fn hard_link(self, path: &str, target: &str) -> Layer {
+        self.hard_link_as(path, target, FILE)
+    }
+
+    /// The same, with what the entry says of the file: some tools go by that, others by the file's own.
+    pub fn hard_link_as(mut self, path: &str, target: &str, meta: Meta) -> Layer {
+        let mut header = Self::header(tar::EntryType::Link, meta, 0);
         self.0.append_link(&mut header, path, target).unwrap();
         self
     }
