@@ -400,6 +400,135 @@ fn a_container_whose_watcher_was_killed_is_found_and_ended() {
 }
 
 #[test]
+fn what_is_run_detached_has_nobody_to_write_to() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let place = &containers.0;
+    containers.ok(&["-d", "--name", "box"], &["sleep", "60"]);
+    for (options, file) in [(&["-d"][..], "/pipes"), (&["-d", "-t", "-i"], "/terminal")] {
+        let script = format!("sleep 0.3; echo x && cat && ls -l /proc/$$/fd >{file}");
+        let words = [&["exec"], options, &["box", "sh", "-c", &script]].concat();
+        place.ok(&words);
+        let wait = format!(
+            "i=0; while [ ! -s {file} ] && [ $i -lt 200 ]; do i=$((i+1)); sleep 0.05; done; cat {file}"
+        );
+        let said = place.ok(&["exec", "box", "sh", "-c", &wait]);
+        assert_eq!(
+            said.matches("-> /dev/null").count(),
+            2,
+            "{options:?}: {said}"
+        );
+    }
+    // The container's own variables hold for what is run in it.
+    let given = [
+        "-d",
+        "--name",
+        "told",
+        "-t",
+        "-e",
+        "TERM=dumb",
+        "-e",
+        "HOME=/tmp",
+    ];
+    containers.ok(&given, &["sleep", "60"]);
+    for (name, expected) in [("told", "/tmp dumb"), ("box", "/srv/web xterm")] {
+        let exec = [
+            "exec",
+            "-t",
+            "-u",
+            "web",
+            name,
+            "sh",
+            "-c",
+            "echo $HOME $TERM",
+        ];
+        assert_eq!(place.ok(&exec).trim_end(), expected, "{name}");
+    }
+    containers.0.ok(&["rm", "-f", "box", "told"]);
+    containers.nothing_is_left();
+}
+
+#[test]
+fn a_terminal_that_nobody_reads_holds_nothing_up() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let script = "i=0; while [ $i -lt 20000 ]; do echo line $i; i=$((i+1)); done; echo last";
+    let mut run = containers.run_command(&["-t", "--name", "box"], &["sh", "-c", script]);
+    let (mut child, reader, first) = begin(&mut run);
+    assert_eq!(first.trim_end(), "line 0");
+    drop(reader);
+    assert!(child.wait().unwrap().success());
+    let last = containers.0.ok(&["logs", "--tail", "1", "box"]);
+    assert_eq!(last.trim_end(), "last");
+}
+
+#[test]
+fn waiting_gives_the_code_of_a_container_that_goes_with_its_end() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let script = "trap 'exit 9' TERM; while :; do sleep 0.05; done";
+    containers.ok(&["-d", "--rm", "--name", "box"], &["sh", "-c", script]);
+    let mut wait = containers.0.rsmount();
+    let child = wait.args(["wait", "box"]).stdout(Stdio::piped()).spawn();
+    let child = child.unwrap();
+    let fds = format!("/proc/{}/fd", child.id());
+    let waits = || {
+        let fds = std::fs::read_dir(&fds).into_iter().flatten().flatten();
+        let targets = fds.flat_map(|fd| std::fs::read_link(fd.path()));
+        targets
+            .into_iter()
+            .any(|t| t.ends_with("lock") && t.parent().is_some_and(|p| !p.ends_with("containers")))
+    };
+    while !waits() {
+        std::thread::yield_now();
+    }
+    // The store's own lock may have been it for a moment.
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    containers.0.ok(&["stop", "box"]);
+    let said = child.wait_with_output().unwrap();
+    assert_eq!(text(&said.stdout), "9\n", "{said:?}");
+    containers.nothing_is_left();
+}
+
+#[test]
+fn a_cache_behind_a_link_leaks_no_mount() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let link = containers.0.path("link");
+    std::fs::create_dir(containers.0.path("cache")).unwrap();
+    std::os::unix::fs::symlink("cache", &link).unwrap();
+    let mut run = containers.run_command(&["--rm"], &["true"]);
+    let said = run.env("RSMOUNT_CACHE_DIR", &link).output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    containers.nothing_is_left();
+}
+
+#[test]
+fn a_container_that_cannot_be_read_is_left_alone() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    containers.ok(&["--name", "kept"], &["touch", "/made"]);
+    let id = containers.left().remove(0);
+    let dir = containers.0.path("cache/containers").join(&id);
+    let record = dir.join("container.json");
+    let good = std::fs::read(&record).unwrap();
+    std::fs::write(&record, &good[..good.len() / 2]).unwrap();
+    let said = containers.0.run(&["ps", "-a"]);
+    assert!(
+        said.status.success() && text(&said.stderr).contains(&id),
+        "{said:?}"
+    );
+    assert!(dir.join("changes/upper/made").exists());
+    std::fs::write(&record, &good).unwrap();
+    assert_eq!(containers.ps()[0]["container"]["name"], "kept");
+}
+
+#[test]
 fn bad_input_is_one_line_and_leaves_nothing() {
     let Some(containers) = Containers::new(&json!({})) else {
         return;

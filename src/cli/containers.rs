@@ -1,6 +1,7 @@
 //! The commands for containers: which is which, and `exec`, `logs`, `stop`, `kill`, `wait` and `rm`.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -40,9 +41,25 @@ pub(crate) fn run(
     Ok(ExitCode::SUCCESS)
 }
 
+/// The store of containers; those that it cannot read are told of.
+pub(super) fn open(cache_dir: &Path) -> Result<Store, Error> {
+    let store = Store::open(cache_dir)?;
+    for damaged in store.damaged() {
+        output::note(&damaged.to_string());
+    }
+    Ok(store)
+}
+
+/// The same, unless nobody has made a container there yet.
+pub(super) fn existing(cache_dir: &Path) -> Result<Option<Store>, Error> {
+    Store::exists(cache_dir)
+        .then(|| open(cache_dir))
+        .transpose()
+}
+
 /// The exit code of `exec` is the program's.
 fn exec(args: &ExecArgs, settings: &Settings) -> Result<u8, Failed> {
-    let container = Store::open(&settings.cache_dir)?.find(&args.container)?;
+    let container = open(&settings.cache_dir)?.find(&args.container)?;
     let request = Request {
         command: args.command.clone(),
         env: variables(&args.env_file, &args.env)?,
@@ -59,7 +76,7 @@ fn exec(args: &ExecArgs, settings: &Settings) -> Result<u8, Failed> {
 }
 
 fn logs(args: &LogsArgs, settings: &Settings) -> Result<(), Failure> {
-    let store = Store::open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
+    let store = open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
     let container = store.find(&args.container).map_err(|e| Failure::of(&e))?;
     let show = Show {
         tail: args.tail,
@@ -97,7 +114,7 @@ fn kill(args: &KillArgs, settings: &Settings) -> Result<(), Failure> {
 fn rm(args: &RmArgs, settings: &Settings) -> Result<(), Failure> {
     let mut names = args.containers.clone();
     if args.all {
-        let store = Store::open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
+        let store = open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
         let all = store.list().map_err(|e| Failure::of(&e))?;
         let wanted = |c: &Container| args.force || c.record.status == Status::Exited;
         let wanted = all.into_iter().filter(wanted);
@@ -109,7 +126,7 @@ fn rm(args: &RmArgs, settings: &Settings) -> Result<(), Failure> {
 }
 
 fn wait(args: &WaitArgs, settings: &Settings) -> Result<(), Failure> {
-    let store = Store::open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
+    let store = open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
     for name in &args.containers {
         let found = store.find(name).and_then(|c| stop::wait(&c));
         output::line(&found.map_err(|e| Failure::of(&e))?.to_string());
@@ -124,7 +141,7 @@ fn each(
     settings: &Settings,
     act: impl Fn(&Container) -> Result<(), Error>,
 ) -> Result<(), Failure> {
-    let store = Store::open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
+    let store = open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
     let mut failure = None;
     for name in names {
         match store.find(name).and_then(|container| act(&container)) {

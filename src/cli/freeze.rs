@@ -6,11 +6,12 @@ use std::time::{Duration, SystemTime};
 
 use crate::cli::args::freeze::{CommitArgs, PushArgs};
 use crate::cli::args::{Global, PullArg, ReachArgs, TrustArg};
+use crate::cli::containers;
 use crate::cli::mount::reach_request;
 use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::settings::Settings;
-use crate::container::{self, Container, Status, Store};
+use crate::container::{self, Container, Status};
 use crate::image::commit::{self, Commit};
 use crate::image::push;
 use crate::monitor::{Event, Monitor};
@@ -80,7 +81,7 @@ fn container(target: &Path, cache_dir: &Path) -> Result<Option<Container>, Failu
     let Some(name) = target.to_str().filter(|_| !target.exists()) else {
         return Ok(None);
     };
-    let Some(store) = Store::existing(cache_dir).map_err(|e| Failure::of(&e))? else {
+    let Some(store) = containers::existing(cache_dir).map_err(|e| Failure::of(&e))? else {
         return Ok(None);
     };
     match store.find(name) {

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::cli::args::{PsArgs, StatsArgs};
+use crate::cli::containers;
 use crate::cli::output::{self, Failure, size};
 use crate::cli::settings::Settings;
-use crate::container::{Container, Status, Store};
+use crate::container::{Container, Status};
 use crate::mount::engine::Choice;
 use crate::mount::record::{Record, State};
 use crate::mount::stats::Stats;
@@ -147,7 +148,7 @@ impl Row {
 }
 
 pub(crate) fn ps(args: &PsArgs, settings: &Settings) -> Result<(), Failure> {
-    let store = Store::existing(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
+    let store = containers::existing(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
     let containers = store.map_or(Ok(Vec::new()), |s| s.list());
     let mut containers = containers.map_err(|e| Failure::of(&e))?;
     let mut records = record::list().map_err(|e| Failure::of(&e))?;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::args::Global;
 use crate::cli::args::container::{RunArgs, WatchArgs};
+use crate::cli::containers;
 use crate::cli::mount::{launch_mount, log_words, source_request};
 use crate::cli::output::{self, Failure};
 use crate::cli::settings::Settings;
@@ -74,7 +75,7 @@ pub(crate) fn run(args: &RunArgs, global: &Global, settings: Settings) -> Result
     let mut request = source_request(&args.source, settings)?;
     request.on_outage = unread.0.unwrap_or_default();
     request.fill = unread.1.unwrap_or_default();
-    let store = Store::open(&cache_dir)?;
+    let store = containers::open(&cache_dir)?;
     let Claimed {
         mut container,
         lock,

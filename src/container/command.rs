@@ -76,10 +76,10 @@ pub fn set(env: &mut Vec<String>, variable: &str) {
     }
 }
 
-/// Sets `HOME` unless somebody has.
-pub fn set_home(env: &mut Vec<String>, home: &str) {
-    if !env.iter().any(|v| name_of(v) == "HOME") {
-        env.push(format!("HOME={home}"));
+/// Sets a variable unless somebody has.
+pub fn set_default(env: &mut Vec<String>, name: &str, value: &str) {
+    if !env.iter().any(|v| name_of(v) == name) {
+        env.push(format!("{name}={value}"));
     }
 }
 
@@ -141,7 +141,7 @@ mod tests {
             ..Defaults::default()
         };
         let mut env = environment(&defaults, "h", true, &words("B=3 A C=4"));
-        set_home(&mut env, "/root");
+        set_default(&mut env, "HOME", "/root");
         let path = format!("PATH={DEFAULT_PATH}");
         assert_eq!(
             env,
@@ -154,7 +154,7 @@ mod tests {
                 "HOME=/root"
             ]
         );
-        set_home(&mut env, "/elsewhere");
+        set_default(&mut env, "HOME", "/elsewhere");
         assert!(env.contains(&"HOME=/root".to_owned()));
     }
 }

@@ -80,6 +80,9 @@ pub enum Error {
     /// The runtime's configuration cannot be made.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The cache cannot be used.
+    #[error(transparent)]
+    Cache(#[from] crate::cache::CacheError),
     /// The image's configuration cannot be used.
     #[error(transparent)]
     Defaults(#[from] DefaultsError),

@@ -8,7 +8,7 @@ use crate::container::prepare::{find_user, working_directory};
 use crate::container::record::Status;
 use crate::container::rootfs::Rootfs;
 use crate::container::store::Container;
-use crate::container::streams::{Streams, Wanted};
+use crate::container::streams::{Ends, Streams, Wanted};
 use crate::container::supervise::{Ears, console_path};
 use crate::runtime::config;
 
@@ -48,17 +48,24 @@ pub fn exec(container: &Container, request: &Request) -> Result<u8, Error> {
     let program = record.program().ok_or_else(not_running)?;
     let mut process = record.process.clone().ok_or_else(not_running)?;
     process.args.clone_from(&request.command);
-    process.terminal = request.wanted.terminal;
+    // Nobody is left to hold the other side of a terminal, nor of a pipe.
+    process.terminal = request.wanted.terminal && !request.detach;
     if process.terminal {
-        command::set(&mut process.env, "TERM=xterm");
+        command::set_default(&mut process.env, "TERM", "xterm");
     }
     if let Some(wanted) = &request.user {
         // As the container sees its files, with all that is mounted over them.
         let root = PathBuf::from(format!("/proc/{pid}/root"));
         let rootfs = Rootfs::open(&root).map_err(|e| Error::at(&root, e))?;
         let user = find_user(&rootfs, wanted, &[])?;
+        // A home that the container was given holds for all in it; that of its user does not.
+        let first = format!("{}:{}", process.user.uid, process.user.gid);
+        let first = find_user(&rootfs, &first, &[])?;
+        if process.env.contains(&format!("HOME={}", first.home)) {
+            command::set(&mut process.env, "HOME");
+        }
+        command::set_default(&mut process.env, "HOME", &user.home);
         process.user = user.identity;
-        command::set(&mut process.env, &format!("HOME={}", user.home));
     }
     for variable in &request.env {
         command::set(&mut process.env, variable);
@@ -70,14 +77,16 @@ pub fn exec(container: &Container, request: &Request) -> Result<u8, Error> {
     let scratch = Scratch(container.dir().join(format!("{name}.json")));
     config::write_process(&process, &scratch.0)?;
     let at = |e| Error::at(Path::new("/proc/self"), e);
+    if request.detach {
+        let spawn = Ends::default();
+        program.exec(&record.id, &scratch.0, spawn.spawn().map_err(at)?)?;
+        return Ok(0);
+    }
     let mut ears = Ears::open().map_err(at)?;
     let (streams, ends) = Streams::make(request.wanted, &console_path(&name)?, None).map_err(at)?;
     let spawn = ends.spawn().map_err(at)?;
     let pid = program.exec(&record.id, &scratch.0, spawn)?;
     drop((ends, scratch));
-    if request.detach {
-        return Ok(0);
-    }
     let passing = streams.pass().map_err(at)?;
     let code = ears.wait(pid, &passing).map_err(at)?;
     passing.finish();

@@ -245,7 +245,7 @@ impl Site<'_> {
         let wanted = wishes.user.as_deref().or(self.defaults.user.as_deref());
         let user = find_user(&self.rootfs, wanted.unwrap_or_default(), &wishes.groups)?;
         let mut env = environment(&self.defaults, hostname, wishes.terminal, &wishes.env);
-        command::set_home(&mut env, &user.home);
+        command::set_default(&mut env, "HOME", &user.home);
         let cwd = wishes
             .working_dir
             .as_deref()

@@ -26,7 +26,8 @@ pub enum Status {
     Exited,
 }
 
-/// What is known of a container.
+/// What is known of a container. Members that come later need a default: what an earlier rsmount
+/// wrote has to stay readable.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     /// [`VERSION`].
@@ -56,8 +57,10 @@ pub struct Record {
     /// Number of the signal that asks it to end.
     pub stop_signal: i32,
     /// Whether nothing is to be left of it.
+    #[serde(default)]
     pub remove: bool,
     /// Files that the runtime has to make, to mount others over them: gone with the mounts.
+    #[serde(default)]
     pub mounted_over: Vec<PathBuf>,
     /// The first process; `exec` follows it.
     pub process: Option<Process>,
@@ -90,11 +93,25 @@ impl Record {
         Some(Program::at(&at.path, &at.root))
     }
 
-    /// Reads the record in `dir`; nothing when there is none (yet).
-    pub fn read(dir: &Path) -> Option<Record> {
-        let bytes = std::fs::read(dir.join(FILE)).ok()?;
-        let record: Record = serde_json::from_slice(&bytes).ok()?;
-        (record.version == VERSION).then_some(record)
+    /// Reads the record in `dir`; nothing when there is none (yet). One that is there and cannot be
+    /// read is an error, because who takes it for none would remove what somebody made.
+    pub fn read(dir: &Path) -> io::Result<Option<Record>> {
+        /// What every version begins with.
+        #[derive(Deserialize)]
+        struct Versioned {
+            version: u32,
+        }
+        let bytes = match std::fs::read(dir.join(FILE)) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let Versioned { version } = serde_json::from_slice(&bytes)?;
+        if version != VERSION {
+            let what = format!("written by another rsmount (version {version}, not {VERSION})");
+            return Err(io::Error::other(what));
+        }
+        Ok(Some(serde_json::from_slice(&bytes)?))
     }
 
     /// Writes it into `dir`, whole or not at all.

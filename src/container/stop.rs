@@ -56,13 +56,13 @@ pub fn remove(container: &Container, force: bool) -> Result<(), Error> {
     container.remove()
 }
 
-/// Waits for its end; gives its exit code.
+/// Waits for its end; gives its exit code, also when the container goes with it (`--rm`).
 pub fn wait(container: &Container) -> Result<u8, Error> {
-    let _lock = container.wait(None)?;
-    let record = Record::read(container.dir());
-    // Removed by its watcher: nobody knows any more.
+    let ended = container.wait(None)?;
+    let record = Record::read(container.dir()).ok().flatten();
     let code = record
         .and_then(|r| r.exit_code)
-        .or(container.record.exit_code);
+        .or(container.record.exit_code)
+        .or_else(|| ended?.exit_code());
     code.ok_or_else(|| Error::NoSuchContainer(container.record.name.clone()))
 }

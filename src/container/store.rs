@@ -10,19 +10,26 @@
 //!                    /log             what it printed (see `log`)
 //!                    /hosts, hostname, resolv.conf
 //! CACHE/containers/lock               held while one is made or looked after
+//!                 /removed-ID/        on its way out
 //! ```
 //!
 //! Who holds the lock of a container is alive and takes care of it; a container that says that it
-//! runs and is not locked has lost its watcher, and is ended by whoever finds it.
+//! runs and is not locked has lost its watcher, and is ended by whoever finds it. The lock is made with
+//! the container and never by who asks for it: that could make it again in a directory that is just
+//! being removed. The exit code is written into it, for those who wait when all else is gone.
+//!
+//! A record that is there and cannot be read (a disk's error, another version's format) is never a
+//! reason to remove anything: only a directory without a record is what a claim has left half done.
 
 use std::fs::{DirBuilder, File, OpenOptions};
-use std::io;
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::cache::Cache;
 use crate::container::error::Error;
 use crate::container::record::{Record, Status, VERSION, now};
 use crate::container::rootfs::Rootfs;
@@ -34,6 +41,9 @@ const GLANCE: Duration = Duration::from_millis(10);
 /// Digits of an id that are enough for people.
 const SHORT: usize = 12;
 
+/// How the name of a container begins that is being removed.
+const REMOVED: &str = "removed-";
+
 /// Exit code of a container that had to be killed: 128 + SIGKILL.
 const KILLED: u8 = 137;
 
@@ -41,6 +51,18 @@ const KILLED: u8 = 137;
 #[derive(Debug, Clone)]
 pub struct Store {
     root: PathBuf,
+    damaged: Vec<Damaged>,
+}
+
+/// A container whose record cannot be read: it is left as it is.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "container {}: its record cannot be read ({why}); it is left as it is: mend it, or remove the \
+     directory", dir.display()
+)]
+pub struct Damaged {
+    dir: PathBuf,
+    why: String,
 }
 
 /// A container that is on disk.
@@ -61,32 +83,44 @@ pub struct Claimed {
 }
 
 impl Store {
-    /// The containers below `cache_dir`. What died with its watcher is ended on the way.
+    /// The containers below `cache_dir`, which is checked as every cache is: whoever else could
+    /// write there would have a say in what root runs. What died with its watcher is ended on the
+    /// way.
     pub fn open(cache_dir: &Path) -> Result<Store, Error> {
+        drop(Cache::open(cache_dir)?);
         let root = cache_dir.join("containers");
         let failed = |e| Error::at(&root, e);
-        let mut builder = DirBuilder::new();
-        builder.recursive(true).mode(0o700);
-        builder.create(&root).map_err(failed)?;
-        let store = Store { root };
+        match DirBuilder::new().mode(0o700).create(&root) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(failed(e)),
+            _ => {}
+        }
+        // Mounts are looked for in the kernel's table, which knows no symbolic links.
+        let root = root.canonicalize().map_err(failed)?;
+        let damaged = Vec::new();
+        let mut store = Store { root, damaged };
         let _held = store.lock()?;
         for dir in store.directories()? {
-            store.look_after(&dir);
+            if let Err(why) = store.look_after(&dir) {
+                let why = why.to_string();
+                store.damaged.push(Damaged { dir, why });
+            }
         }
         Ok(store)
     }
 
-    /// The same, unless nobody has made a container there yet.
-    pub fn existing(cache_dir: &Path) -> Result<Option<Store>, Error> {
-        match cache_dir.join("containers").exists() {
-            true => Store::open(cache_dir).map(Some),
-            false => Ok(None),
-        }
+    /// Those whose records cannot be read, and which are therefore in no list.
+    pub fn damaged(&self) -> &[Damaged] {
+        &self.damaged
+    }
+
+    /// Whether somebody has made a container there yet.
+    pub fn exists(cache_dir: &Path) -> bool {
+        cache_dir.join("containers").exists()
     }
 
     fn lock(&self) -> Result<File, Error> {
         let path = self.root.join("lock");
-        let file = open_lock(&path).map_err(|e| Error::at(&path, e))?;
+        let file = open_lock(&path, true).map_err(|e| Error::at(&path, e))?;
         flock(&file, FlockOperation::LockExclusive).map_err(|e| Error::at(&path, e.into()))?;
         Ok(file)
     }
@@ -100,28 +134,38 @@ impl Store {
                 found.push(entry.path());
             }
         }
+        found.sort();
         Ok(found)
     }
 
-    /// Ends a container whose watcher has died.
-    fn look_after(&self, dir: &Path) {
-        let Ok(lock) = open_lock(&dir.join("lock")) else {
-            return;
+    /// Ends a container whose watcher has died. The error is why its record cannot be read.
+    fn look_after(&self, dir: &Path) -> io::Result<()> {
+        if is_removed(dir) {
+            if let Err(error) = std::fs::remove_dir_all(dir) {
+                tracing::warn!(%error, "a removed container still takes room");
+            }
+            return Ok(());
+        }
+        let lock = match open_lock(&dir.join("lock"), false) {
+            Ok(lock) => Some(lock),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e),
         };
-        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return;
+        let free = |lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+        if lock.as_ref().is_some_and(|lock| !free(lock)) {
+            return Ok(());
         }
-        let record = Record::read(dir);
-        if record
-            .as_ref()
-            .is_some_and(|r| r.status == Status::Exited && !r.remove)
-        {
-            return;
-        }
-        let Some(record) = record else {
+        let Some(record) = Record::read(dir)? else {
+            // Nothing is changed before there is a record, which claiming writes under our lock.
+            if dir.join("changes").exists() {
+                return Err(io::Error::other("container.json is missing"));
+            }
             let _still_busy = remove(dir);
-            return;
+            return Ok(());
         };
+        if record.status == Status::Exited && !record.remove {
+            return Ok(());
+        }
         let mut container = Container {
             dir: dir.to_owned(),
             record,
@@ -132,6 +176,7 @@ impl Store {
         if let Err(error) = container.finish(KILLED) {
             tracing::warn!(%error, "a dead container is left as it is");
         }
+        Ok(())
     }
 
     /// Makes a container of this name, or of one that is made up from `image`.
@@ -155,7 +200,7 @@ impl Store {
         let dir = self.root.join(&id);
         let failed = |e| Error::at(&dir, e);
         DirBuilder::new().mode(0o700).create(&dir).map_err(failed)?;
-        let lock = open_lock(&dir.join("lock")).map_err(failed)?;
+        let lock = open_lock(&dir.join("lock"), true).map_err(failed)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|e| failed(e.into()))?;
         std::fs::create_dir(dir.join("rootfs")).map_err(failed)?;
         let record = Record {
@@ -184,8 +229,17 @@ impl Store {
 
     /// All of them, oldest first.
     pub fn list(&self) -> Result<Vec<Container>, Error> {
-        let read = |dir: PathBuf| Record::read(&dir).map(|record| Container { dir, record });
-        let mut all: Vec<Container> = self.directories()?.into_iter().filter_map(read).collect();
+        // What cannot be read is told when the store is opened.
+        let read = |dir: PathBuf| {
+            let record = Record::read(&dir).ok().flatten()?;
+            Some(Container { dir, record })
+        };
+        let mut all: Vec<Container> = self
+            .directories()?
+            .into_iter()
+            .filter(|dir| !is_removed(dir))
+            .filter_map(read)
+            .collect();
         all.sort_by(|a, b| {
             (&a.record.created, &a.record.id).cmp(&(&b.record.created, &b.record.id))
         });
@@ -259,12 +313,15 @@ impl Container {
         {
             tracing::warn!(%error, "the container's root file system stays mounted");
         }
+        let code = *self.record.exit_code.get_or_insert(exit_code);
+        if let Err(error) = say_last(&self.dir, code) {
+            tracing::debug!(%error, "who waits for the container gets no exit code");
+        }
         if self.record.remove {
             return remove(&self.dir);
         }
         self.record.status = Status::Exited;
         self.record.pid = None;
-        self.record.exit_code.get_or_insert(exit_code);
         self.record.finished.get_or_insert_with(now);
         self.save()
     }
@@ -290,12 +347,14 @@ impl Container {
     }
 
     /// Waits until nobody watches it any more; gives its lock, or nothing after `patience`.
-    pub fn wait(&self, patience: Option<Duration>) -> Result<Option<File>, Error> {
+    pub fn wait(&self, patience: Option<Duration>) -> Result<Option<Ended>, Error> {
         let deadline = patience.map(|p| Instant::now() + p);
-        let lock = match open_lock(&self.dir.join("lock")) {
+        let path = self.dir.join("lock");
+        let lock = match open_lock(&path, false) {
             Ok(lock) => lock,
             // Removed by its watcher: as free as can be.
-            Err(_) => return Ok(File::open("/dev/null").ok()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Some(Ended(None))),
+            Err(e) => return Err(Error::at(&path, e)),
         };
         while flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
             if deadline.is_some_and(|d| Instant::now() >= d) {
@@ -303,13 +362,40 @@ impl Container {
             }
             std::thread::sleep(GLANCE);
         }
-        Ok(Some(lock))
+        Ok(Some(Ended(Some(lock))))
     }
 
     /// Whether somebody watches it.
     pub fn is_watched(&self) -> bool {
         matches!(self.wait(Some(Duration::ZERO)), Ok(None))
     }
+}
+
+/// A container that nobody watches; nobody else does while this is held.
+#[derive(Debug)]
+pub struct Ended(Option<File>);
+
+impl Ended {
+    /// The exit code that its watcher has left, also of a container that is gone by now.
+    pub fn exit_code(self) -> Option<u8> {
+        let mut text = String::new();
+        let mut file = self.0?;
+        file.rewind().ok()?;
+        file.take(8).read_to_string(&mut text).ok()?;
+        text.trim().parse().ok()
+    }
+}
+
+/// Leaves the exit code where those find it who wait for the lock.
+fn say_last(dir: &Path, code: u8) -> io::Result<()> {
+    let mut file = open_lock(&dir.join("lock"), false)?;
+    file.set_len(0)?;
+    writeln!(file, "{code}")
+}
+
+fn is_removed(dir: &Path) -> bool {
+    let name = dir.file_name().and_then(|n| n.to_str());
+    name.is_some_and(|n| n.starts_with(REMOVED))
 }
 
 fn unmount(rootfs: &Path) -> Result<(), mountpoint::MountpointError> {
@@ -333,15 +419,31 @@ fn remove(dir: &Path) -> Result<(), Error> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(failed(e)),
     }
-    match std::fs::remove_dir_all(dir) {
+    // Gone at once for everybody, and for good should this be the last that we do.
+    let (Some(parent), Some(name)) = (dir.parent(), dir.file_name()) else {
+        return Ok(());
+    };
+    let mut removed = std::ffi::OsString::from(REMOVED);
+    removed.push(name);
+    let removed = parent.join(removed);
+    match std::fs::rename(dir, &removed) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    }
+    match std::fs::remove_dir_all(&removed) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(failed(e)),
         _ => Ok(()),
     }
 }
 
-fn open_lock(path: &Path) -> io::Result<File> {
+fn open_lock(path: &Path, create: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
+    options
+        .read(true)
+        .write(true)
+        .create(create)
+        .truncate(false);
     options.mode(0o600).open(path)
 }
 
@@ -409,6 +511,109 @@ mod tests {
         assert!(matches!(store.find("none"), Err(Error::NoSuchContainer(_))));
         assert!(matches!(store.find(""), Err(Error::NoSuchContainer(_))));
         assert_eq!(store.list().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_left() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(place.path()).unwrap();
+        let claim = |name| store.claim(Some(name), "x").unwrap().container.dir;
+        let (newer, garbage, lost, half) = (
+            claim("newer"),
+            claim("garbage"),
+            claim("lost"),
+            claim("half"),
+        );
+        let record = |dir: &Path| dir.join("container.json");
+        let text = std::fs::read_to_string(record(&newer)).unwrap();
+        let later = text.replacen(&format!("\"version\": {VERSION}"), "\"version\": 99", 1);
+        assert_ne!(text, later);
+        std::fs::write(record(&newer), later).unwrap();
+        std::fs::write(record(&garbage), "{").unwrap();
+        for dir in [&lost, &half] {
+            std::fs::remove_file(record(dir)).unwrap();
+        }
+        std::fs::create_dir(lost.join("changes")).unwrap();
+        let store = Store::open(place.path()).unwrap();
+        let told: Vec<String> = store.damaged().iter().map(Damaged::to_string).collect();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(
+            told.iter().any(|t| t.contains("another rsmount")),
+            "{told:?}"
+        );
+        assert!(newer.exists() && garbage.exists() && lost.exists());
+        assert!(!half.exists(), "nobody has made anything of it yet");
+        assert_eq!(store.list().unwrap().len(), 0);
+    }
+
+    #[test]
+    fn records_without_later_members_are_read() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(place.path()).unwrap();
+        let made = store.claim(Some("old"), "x").unwrap();
+        let path = made.container.dir.join("container.json");
+        let mut json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let members = json.as_object_mut().unwrap();
+        for later in ["mounted_over", "remove", "runtime", "process"] {
+            assert!(members.remove(later).is_some(), "{later}");
+        }
+        std::fs::write(&path, json.to_string()).unwrap();
+        assert_eq!(store.find("old").unwrap().record, made.container.record);
+    }
+
+    #[test]
+    fn asking_for_a_lock_makes_none() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(place.path()).unwrap();
+        let container = store.claim(None, "x").unwrap().container;
+        container.remove().unwrap();
+        std::fs::create_dir(&container.dir).unwrap();
+        assert!(!container.is_watched());
+        assert!(!container.dir.join("lock").exists());
+    }
+
+    #[test]
+    fn who_waits_gets_the_code_of_what_is_gone() {
+        let place = tempfile::tempdir().unwrap();
+        let store = Store::open(place.path()).unwrap();
+        let mut claimed = store.claim(None, "x").unwrap();
+        let waiting = claimed.container.clone();
+        claimed.container.record.remove = true;
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| waiting.wait(None).unwrap());
+            // The lock is open by the time that it is asked for.
+            let fds = || std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+            let path = waiting.dir.join("lock");
+            let open = || fds().filter(|e| std::fs::read_link(e.path()).is_ok_and(|l| l == path));
+            while open().count() < 2 {
+                std::thread::yield_now();
+            }
+            claimed.container.finish(7).unwrap();
+            drop(claimed.lock);
+            assert_eq!(waits.join().unwrap().unwrap().exit_code(), Some(7));
+        });
+        assert!(!waiting.dir.exists());
+    }
+
+    #[test]
+    fn a_cache_that_others_may_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let place = tempfile::tempdir().unwrap();
+        let open = PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(place.path(), open).unwrap();
+        assert!(matches!(Store::open(place.path()), Err(Error::Cache(_))));
+    }
+
+    #[test]
+    fn paths_are_without_symbolic_links() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir(place.path().join("real")).unwrap();
+        let link = place.path().join("link");
+        std::os::unix::fs::symlink("real", &link).unwrap();
+        let store = Store::open(&link).unwrap();
+        let dir = store.claim(None, "x").unwrap().container.dir;
+        assert_eq!(dir, dir.canonicalize().unwrap());
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Streams {
         let Streams { wanted, log, ours } = self;
         let output = |from, stream| {
             let to = wanted.attached.then_some(stream);
-            spawn_output(from, stream, to, log.clone())
+            spawn_output(from, stream, to, log.clone(), wanted.terminal)
         };
         match ours {
             Ours::Terminal(console) => {
@@ -154,7 +154,7 @@ impl Streams {
     }
 }
 
-/// The ends of a process's streams that its runtime is given.
+/// The ends of a process's streams that its runtime is given; none is `/dev/null`.
 #[derive(Debug, Default)]
 pub struct Ends {
     stdin: Option<OwnedFd>,
@@ -203,8 +203,10 @@ fn spawn_output(
     stream: Stream,
     to: Option<Stream>,
     log: Option<Arc<Mutex<Writer>>>,
+    terminal: bool,
 ) -> io::Result<JoinHandle<()>> {
     let pass = move || {
+        let mut to = to;
         let mut buffer = vec![0; BUFFER_BYTES];
         // A terminal whose other side is closed says EIO.
         while let Ok(length @ 1..) = from.read(&mut buffer) {
@@ -215,9 +217,13 @@ fn spawn_output(
                     tracing::debug!(%error, "the log misses something");
                 }
             }
-            // Whoever reads from us has gone: so has whoever the container writes to.
             if to.is_some_and(|stream| show(stream, bytes).is_err()) {
-                return;
+                // Whoever reads from us has gone: so has whoever the container writes to.
+                if !terminal {
+                    return;
+                }
+                // A terminal that nobody reads would hold the container up for ever.
+                to = None;
             }
         }
     };
