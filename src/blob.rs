@@ -47,6 +47,26 @@ pub trait Blob: Send + Sync + fmt::Debug {
     fn busy(&self) -> Option<Duration> {
         None
     }
+
+    /// What was read last of `range` is not what it must be: whoever gave it is not asked again.
+    /// Whether somebody else is left who can be asked.
+    fn distrust(&self, _range: ByteRange) -> bool {
+        false
+    }
+}
+
+/// The same, verified; wrong bytes are asked for elsewhere as long as there is somebody else.
+pub async fn collect_verified(blob: &(impl Blob + ?Sized)) -> Result<Bytes, Error> {
+    loop {
+        let bytes = collect(blob).await?;
+        let Err(mismatch) = blob.digest().verify(&bytes) else {
+            return Ok(bytes);
+        };
+        if !blob.distrust(ByteRange::new(0, blob.size())) {
+            let what = format!("a blob is not what was asked for: {mismatch}");
+            return Err(Error::new(ErrorKind::Corrupt, what));
+        }
+    }
 }
 
 /// All bytes of a blob whose size the caller has found small enough.

@@ -55,8 +55,11 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
         return serve();
     }
     let verbose = args.global.verbose > 0;
-    if let Command::Container(command) = &args.command
-        && (verbose || matches!(command, ContainerCommand::Watch(_)))
+    if verbose
+        || matches!(
+            &args.command,
+            Command::Container(ContainerCommand::Watch(_))
+        )
     {
         start_log(&args);
     }

@@ -3,11 +3,13 @@
 //! A request goes this way, and each file knows one part of it:
 //!
 //! ```text
-//! manifest, blob  ->  exchange (ticket, redirects, one renewal)  ->  http (the only HTTP client)
-//!                        |            |
-//!                       auth       redirect            status: unhappy answers as errors
-//!                     /   |   \
-//!           challenge  token  credentials
+//! hosts (hosts.toml) -> mirrors, mirrored (who is asked, and who next)
+//!                          |
+//!        manifest, blob, push  ->  exchange (ticket, redirects, one renewal)  ->  http (the client)
+//!                                     |            |
+//!                                    auth       redirect       status: unhappy answers as errors
+//!                                  /   |   \
+//!                        challenge  token  credentials
 //! ```
 //!
 //! The registry's word is never taken for bytes: manifests asked for by digest and small blobs are
@@ -21,6 +23,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use url::Url;
 
+use exchange::Exchange;
+use mirrors::{Mirrors, Need};
+
 use crate::blob::retry::Policy;
 use crate::blob::{Error, ErrorKind};
 use crate::oci::{Descriptor, Digest, Reference};
@@ -28,12 +33,16 @@ use crate::oci::{Descriptor, Digest, Reference};
 mod auth;
 mod blob;
 mod body;
+mod certificates;
 mod challenge;
 pub mod credentials;
 mod exchange;
+pub mod hosts;
 mod http;
 mod login;
 mod manifest;
+mod mirrored;
+mod mirrors;
 mod push;
 mod redirect;
 mod secret;
@@ -41,9 +50,11 @@ mod status;
 mod token;
 mod upload;
 
-pub use blob::RegistryBlob;
 pub use credentials::{Credentials, Source};
+pub use hosts::HostsDirs;
 pub use login::check_login;
+pub use mirrored::RegistryBlob;
+pub use mirrors::HostUse;
 pub use push::Referrer;
 pub use secret::Secret;
 pub use upload::{Mounted, Upload};
@@ -56,6 +67,8 @@ pub struct Settings {
     /// PEM files with certificates to trust besides the system's (which `SSL_CERT_FILE` and
     /// `SSL_CERT_DIR` replace).
     pub ca_files: Vec<PathBuf>,
+    /// Where mirrors are configured.
+    pub hosts: HostsDirs,
     /// Where user names and passwords come from.
     pub credentials: Source,
     /// How long to wait.
@@ -70,6 +83,7 @@ impl Default for Settings {
         Settings {
             insecure_hosts: Vec::new(),
             ca_files: Vec::new(),
+            hosts: HostsDirs::default(),
             credentials: Source::from_environment(),
             timeouts: Timeouts::default(),
             retry: Policy {
@@ -121,32 +135,42 @@ pub struct Fetched {
 /// One repository of one registry.
 #[derive(Debug, Clone)]
 pub struct Registry {
-    shared: Arc<exchange::Exchange>,
+    mirrors: Arc<Mirrors>,
     retry: Policy,
 }
 
 impl Registry {
     /// A client for the repository of `reference`; its tag and digest are not looked at. Nothing is
-    /// sent. Errors: a CA file that cannot be read.
+    /// sent. Errors: a CA file or a `hosts.toml` that cannot be used.
     pub fn new(reference: &Reference, settings: Settings) -> Result<Registry, Error> {
         let retry = settings.retry;
         Ok(Registry {
-            shared: Arc::new(exchange::Exchange::new(reference, settings)?),
+            mirrors: Arc::new(Mirrors::new(reference, &settings)?),
             retry,
         })
     }
 
     /// The manifest that a tag or digest names. By digest, the bytes are verified.
     pub async fn resolve(&self, tag_or_digest: &str) -> Result<Fetched, Error> {
-        self.retry
-            .run(|| manifest::fetch(&self.shared, tag_or_digest))
-            .await
+        let need = match tag_or_digest.parse::<Digest>() {
+            Ok(_) => Need::Pull,
+            Err(_) => Need::Resolve,
+        };
+        let fetch = |at: Arc<Exchange>| async move { manifest::fetch(&at, tag_or_digest).await };
+        self.retry.run(|| self.mirrors.ask(need, fetch)).await
+    }
+
+    /// What the hosts have done that stand for the registry, in the order in which they are asked.
+    pub fn hosts(&self) -> Vec<HostUse> {
+        self.mirrors.usage()
     }
 
     /// What a tag stands for, as the registry says without sending it: good for a comparison, not
     /// verified. `None` when it does not say.
     pub async fn digest_of(&self, tag: &str) -> Result<Option<Digest>, Error> {
-        self.retry.run(|| manifest::peek(&self.shared, tag)).await
+        let peek = |at: Arc<Exchange>| async move { manifest::peek(&at, tag).await };
+        let ask = || self.mirrors.ask(Need::Resolve, peek);
+        self.retry.run(ask).await
     }
 
     /// All bytes of a small blob of at most `max` bytes, verified.
@@ -157,19 +181,13 @@ impl Registry {
             return Err(Error::new(ErrorKind::Unsupported, what));
         }
         let blob = crate::blob::retry::Retry::new(self.blob(descriptor), self.retry);
-        let bytes = crate::blob::collect(&blob).await?;
-        descriptor.digest.verify(&bytes).map_err(|mismatch| {
-            let what = format!("blob from {}: {mismatch}", self.shared.host());
-            Error::new(ErrorKind::Corrupt, what)
-        })?;
-        Ok(bytes)
+        crate::blob::collect_verified(&blob).await
     }
 
     /// Whether the repository has a blob.
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool, Error> {
-        self.retry
-            .run(|| push::has_blob(&self.shared, digest))
-            .await
+        let at = self.mirrors.target()?;
+        self.retry.run(|| push::has_blob(&at, digest)).await
     }
 
     /// Uploads a blob, unless the repository has it. Errors: no right to push, or a registry that
@@ -178,7 +196,8 @@ impl Registry {
         if self.has_blob(digest).await? {
             return Ok(());
         }
-        let upload = || push::blob(&self.shared, digest, bytes.clone());
+        let at = self.mirrors.target()?;
+        let upload = || push::blob(&at, digest, bytes.clone());
         self.retry.run(upload).await
     }
 
@@ -188,24 +207,24 @@ impl Registry {
         digest: &Digest,
         from: Option<&str>,
     ) -> Result<Mounted, Error> {
-        self.retry
-            .run(|| upload::begin(&self.shared, digest, from))
-            .await
+        let at = self.mirrors.target()?;
+        self.retry.run(|| upload::begin(&at, digest, from)).await
     }
 
     /// What the registry has of an upload that was begun at `place`; `None` when it has none.
     pub async fn upload_state(&self, place: &str) -> Result<Option<Upload>, Error> {
-        self.retry.run(|| upload::state(&self.shared, place)).await
+        let at = self.mirrors.target()?;
+        self.retry.run(|| upload::state(&at, place)).await
     }
 
     /// Sends the next piece of an upload. After an error that is transient, ask for its state.
     pub async fn upload_piece(&self, upload: &Upload, bytes: Bytes) -> Result<Upload, Error> {
-        upload::piece(&self.shared, upload, bytes).await
+        upload::piece(&*self.mirrors.target()?, upload, bytes).await
     }
 
     /// Ends an upload: the registry compares the digest.
     pub async fn finish_upload(&self, upload: &Upload, digest: &Digest) -> Result<(), Error> {
-        upload::finish(&self.shared, upload, digest).await
+        upload::finish(&*self.mirrors.target()?, upload, digest).await
     }
 
     /// Stores a manifest under a tag or its digest. Its blobs must be there.
@@ -215,20 +234,21 @@ impl Registry {
         media_type: &str,
         bytes: Bytes,
     ) -> Result<(), Error> {
-        let put = || push::manifest(&self.shared, tag_or_digest, media_type, bytes.clone());
+        let at = self.mirrors.target()?;
+        let put = || push::manifest(&at, tag_or_digest, media_type, bytes.clone());
         self.retry.run(put).await
     }
 
     /// What refers to the manifest of `digest`; `None` when the registry does not keep such lists.
     pub async fn referrers(&self, digest: &Digest) -> Result<Option<Vec<Referrer>>, Error> {
-        self.retry
-            .run(|| push::referrers(&self.shared, digest))
-            .await
+        let list = |at: Arc<Exchange>| async move { push::referrers(&at, digest).await };
+        let ask = || self.mirrors.ask(Need::Resolve, list);
+        self.retry.run(ask).await
     }
 
     /// A blob to be read by range; nothing is sent yet, nothing that it gives is verified.
     pub fn blob(&self, descriptor: &Descriptor) -> RegistryBlob {
-        RegistryBlob::new(self.shared.clone(), descriptor)
+        RegistryBlob::new(&self.mirrors, descriptor)
     }
 }
 

@@ -37,6 +37,10 @@ impl<B: Blob> Blob for Limit<B> {
         self.blob.size()
     }
 
+    fn distrust(&self, range: ByteRange) -> bool {
+        self.blob.distrust(range)
+    }
+
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>> {
         Box::pin(async move {
             let permit = self.places.clone().acquire_owned().await.map_err(|_| {

@@ -109,6 +109,10 @@ impl<B: Blob + 'static> Blob for Retry<B> {
         self.busy.left()
     }
 
+    fn distrust(&self, range: ByteRange) -> bool {
+        self.blob.distrust(range)
+    }
+
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>> {
         let (blob, policy) = (self.blob.clone(), self.policy);
         let mut transfer = Transfer {

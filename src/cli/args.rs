@@ -222,6 +222,16 @@ pub struct ReachArgs {
     /// More certificate authorities, PEM; can be given again
     #[arg(long, value_name = "FILE", display_order = 10)]
     pub ca_file: Vec<PathBuf>,
+    /// Where mirrors are configured, as containerd's hosts.toml [default: certs.d beside the
+    /// configuration files, then /etc/containerd/certs.d]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "RSMOUNT_HOSTS_DIR",
+        hide_env_values = true,
+        display_order = 10
+    )]
+    pub hosts_dir: Option<PathBuf>,
 }
 
 /// Arguments of `mount`.

@@ -13,6 +13,7 @@ pub(crate) fn doctor(args: &DoctorArgs, settings: Settings) -> Result<ExitCode, 
     let reach = ReachArgs {
         insecure_registry: args.insecure_registry.clone(),
         ca_file: args.ca_file.clone(),
+        hosts_dir: args.hosts_dir.clone(),
         ..ReachArgs::default()
     };
     let image = args.image.as_deref().unwrap_or_default();

@@ -39,6 +39,7 @@ fn request(settings: Settings) -> Result<MountRequest, Failure> {
         trusted_key: Vec::new(),
         insecure_registry: Vec::new(),
         ca_file: Vec::new(),
+        hosts_dir: None,
     };
     reach_request("", &reach, settings)
 }

@@ -24,6 +24,7 @@ impl HostArgs {
             trusted_key: Vec::new(),
             insecure_registry: self.insecure_registry.clone(),
             ca_file: self.ca_file.clone(),
+            hosts_dir: self.hosts_dir.clone(),
         }
     }
 }

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::cli::args::{PsArgs, StatsArgs};
 use crate::cli::containers;
 use crate::cli::output::{self, Failure, size};
+use crate::cli::publish;
 use crate::cli::settings::Settings;
 use crate::container::{Container, Status};
 use crate::mount::engine::Choice;
@@ -269,6 +270,9 @@ fn print_stats(stats: &Stats) {
     ];
     for (name, value) in lines {
         output::line(&format!("{name:16} {value}"));
+    }
+    for host in &stats.hosts {
+        output::line(&format!("{:16} {}", "host", publish::used(host)));
     }
     let row = |l: &crate::mount::stats::Layer| {
         let percent = (l.present_bytes * 100)

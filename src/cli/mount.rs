@@ -1,6 +1,6 @@
 //! `rsmount mount` and `rsmount umount`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,10 +12,11 @@ use crate::cli::args::{Global, LogFormat, MountArgs, ReachArgs, SourceArgs, Umou
 use crate::cli::key;
 use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
-use crate::cli::settings::{KeyName, Settings};
+use crate::cli::settings::{self, KeyName, Settings};
 use crate::content::{Fill, Outage};
 use crate::mount::launch::{self, LaunchError, Launched};
 use crate::mount::{Engine, MountRequest, Pull, TrustIndex, Upper, mountpoint, record};
+use crate::registry::HostsDirs;
 
 /// How often a foreground mount looks whether it has ended.
 const GLANCE: Duration = Duration::from_millis(20);
@@ -94,6 +95,23 @@ pub(super) fn source_request(
     reach_request(&args.image, &args.reach, settings)
 }
 
+/// The directory that was given, else the one of the configuration, else the usual ones.
+fn hosts_dirs(given: Option<&Path>, configured: Option<PathBuf>) -> Result<HostsDirs, Failure> {
+    let given = given.map(|dir| {
+        std::path::absolute(dir).map_err(|e| Failure::new(format!("{}: {e}", dir.display())))
+    });
+    Ok(match given.transpose()?.or(configured) {
+        Some(dir) => HostsDirs {
+            dirs: vec![dir],
+            strict: true,
+        },
+        None => HostsDirs {
+            dirs: settings::default_hosts_dirs(),
+            strict: false,
+        },
+    })
+}
+
 /// The same for an image that is named otherwise.
 pub(super) fn reach_request(
     image: &str,
@@ -113,6 +131,7 @@ pub(super) fn reach_request(
         cache_size,
         mut insecure_registries,
         mut ca_files,
+        hosts_dir,
         ..
     } = settings;
     insecure_registries.extend(args.insecure_registry.iter().cloned());
@@ -120,6 +139,7 @@ pub(super) fn reach_request(
         let absolute = std::path::absolute(file);
         ca_files.push(absolute.map_err(|e| Failure::new(format!("{}: {e}", file.display())))?);
     }
+    let hosts = hosts_dirs(args.hosts_dir.as_deref(), hosts_dir)?;
     let trust = args.trust_index.map(TrustIndex::from);
     Ok(MountRequest {
         image: absolute_image(image)?,
@@ -144,6 +164,7 @@ pub(super) fn reach_request(
         engine: Engine::Auto,
         insecure_registries,
         ca_files,
+        hosts,
         suid: None,
         dev: None,
         noexec: false,

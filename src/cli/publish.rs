@@ -11,6 +11,7 @@ use crate::cli::progress::Shown;
 use crate::cli::settings::Settings;
 use crate::mount::explain::{self, Explanation, Pack};
 use crate::mount::publish;
+use crate::registry::HostUse;
 
 pub(crate) fn publish(
     args: &SourceArgs,
@@ -79,6 +80,9 @@ fn print(e: &Explanation) {
             size(layer.size)
         );
     }
+    for host in &e.hosts {
+        text += &format!("  host     {}\n", used(host));
+    }
     text += &match e.profile_bytes {
         0 => "  profile  none: no start was recorded here\n".to_owned(),
         bytes => format!("  profile  {} touched by earlier starts\n", size(bytes)),
@@ -89,6 +93,22 @@ fn print(e: &Explanation) {
     }
     text += &pack(&e.pack);
     output::line(text.trim_end());
+}
+
+/// What a host may be asked, and what came of it.
+pub(super) fn used(host: &HostUse) -> String {
+    let mut text = format!("{} may {}", host.host, host.capabilities.join(", "));
+    text += &match host.answers {
+        0 => "; not asked, or without an answer".to_owned(),
+        answers => format!("; {answers} answers"),
+    };
+    if host.blob_bytes > 0 {
+        text += &format!(", {} of blobs", size(host.blob_bytes));
+    }
+    if host.failures > 0 {
+        text += &format!(", {} failures", host.failures);
+    }
+    text
 }
 
 fn pack(pack: &Pack) -> String {

@@ -29,6 +29,7 @@ struct ConfigFile {
     insecure_registries: Vec<String>,
     #[serde(default)]
     ca_files: Vec<PathBuf>,
+    hosts_dir: Option<PathBuf>,
 }
 
 /// `"wait"`, `"eio"`, or a number of seconds.
@@ -73,6 +74,8 @@ pub(crate) struct Settings {
     pub(crate) trusted_keys: Vec<KeyName>,
     pub(crate) insecure_registries: Vec<String>,
     pub(crate) ca_files: Vec<PathBuf>,
+    /// Where mirrors are configured, when it is not the usual places.
+    pub(crate) hosts_dir: Option<PathBuf>,
 }
 
 impl Settings {
@@ -111,6 +114,8 @@ impl Settings {
         self.trusted_keys
             .extend(file.trusted_keys.into_iter().map(key));
         self.insecure_registries.extend(file.insecure_registries);
+        let hosts_dir = file.hosts_dir.map(|dir| directory.join(dir));
+        self.hosts_dir = self.hosts_dir.take().or(hosts_dir);
         self.ca_files
             .extend(file.ca_files.iter().map(|ca| directory.join(ca)));
     }
@@ -153,6 +158,16 @@ fn read(path: &Path) -> Result<Option<ConfigFile>, Failure> {
         let first_line = e.message().lines().next().unwrap_or_default().to_owned();
         Failure::new(format!("{}: {first_line}", path.display()))
     })
+}
+
+/// Where mirrors are configured when nobody says otherwise: our own places, then containerd's, so
+/// that what a machine has for it holds here as well.
+pub(crate) fn default_hosts_dirs() -> Vec<PathBuf> {
+    let own = config_paths();
+    let own = own.iter().filter_map(|path| path.parent());
+    own.map(|dir| dir.join("certs.d"))
+        .chain([PathBuf::from("/etc/containerd/certs.d")])
+        .collect()
 }
 
 fn default_cache_dir() -> Option<PathBuf> {

@@ -139,6 +139,10 @@ impl Content {
             if left.start > before {
                 patience = Patience::new(self.options.outage);
             }
+            if matches!(error, Error::Layer(_)) && self.is_elsewhere(layer, left.start) {
+                tracing::warn!(%error, "asking elsewhere");
+                continue;
+            }
             let Some(wait) = patience.after(&error) else {
                 let error = Arc::new(error);
                 left.for_each(|span| self.flights.failed(layer, span, &error));
@@ -149,6 +153,17 @@ impl Content {
             tokio::time::sleep(wait).await;
             self.tally.outages.fetch_sub(1, Relaxed);
         }
+    }
+}
+
+impl Content {
+    /// What came of a span is wrong; whether somebody else is left who can be asked for it.
+    fn is_elsewhere(&self, layer: u32, span: usize) -> bool {
+        let Ok(layer) = self.layer(layer) else {
+            return false;
+        };
+        let span = layer.source.index.spans.get(span);
+        span.is_some_and(|span| layer.source.blob.distrust(span.compressed))
     }
 }
 

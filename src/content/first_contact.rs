@@ -76,6 +76,24 @@ pub async fn ingest(
 }
 
 async fn one(cache: Cache, wanted: Wanted, monitor: Arc<dyn Monitor>) -> Result<(), Error> {
+    let whole = ByteRange::new(0, wanted.blob.size());
+    loop {
+        let outcome = from_one_source(&cache, &wanted, &*monitor).await;
+        let Err(error @ Error::Layer(_)) = outcome else {
+            return outcome;
+        };
+        if !wanted.blob.distrust(whole) {
+            return Err(error);
+        }
+        tracing::warn!(%error, "asking elsewhere");
+    }
+}
+
+async fn from_one_source(
+    cache: &Cache,
+    wanted: &Wanted,
+    monitor: &dyn Monitor,
+) -> Result<(), Error> {
     let digest = wanted.descriptor.digest.clone();
     let begun = {
         let (cache, digest, size) = (cache.clone(), digest.clone(), wanted.descriptor.size);
@@ -86,7 +104,7 @@ async fn one(cache: Cache, wanted: Wanted, monitor: Arc<dyn Monitor>) -> Result<
         Begin::New(new) => new,
     };
     let mut options = IngestOptions::new(digest.clone(), wanted.descriptor.size);
-    options.diff_id = Some(wanted.diff_id);
+    options.diff_id = Some(wanted.diff_id.clone());
     // Not less than the layer itself: a full disk is told from a bomb by the write that fails.
     options.address_max = options
         .address_max
@@ -97,7 +115,7 @@ async fn one(cache: Cache, wanted: Wanted, monitor: Arc<dyn Monitor>) -> Result<
     });
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
     let indexing = spawn_blocking(move || index(options, new, queue));
-    let streamed = stream(&wanted.blob, pieces, &digest, &*monitor).await;
+    let streamed = stream(&wanted.blob, pieces, &digest, monitor).await;
     // The indexing thread knows best what was wrong with the bytes that came.
     let indexed = indexing.await.map_err(|_panicked| Error::Abandoned)?;
     streamed?;

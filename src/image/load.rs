@@ -25,6 +25,7 @@ use crate::mount::MountRequest;
 use crate::mount::resolve::{Image, Resolver};
 use crate::mount::source::{Access, Source};
 use crate::oci::{Digest, ImageName};
+use crate::registry::HostsDirs;
 
 /// An image that was loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -82,6 +83,7 @@ pub fn load(
                 name: image.image.clone(),
                 insecure_registries: Vec::new(),
                 ca_files: Vec::new(),
+                hosts: HostsDirs::default(),
             },
         };
         loaded.extend(one.run(&names, image, monitor)?);

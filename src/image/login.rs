@@ -19,6 +19,8 @@ pub struct Login {
     pub insecure_registries: Vec<String>,
     /// Extra CA certificates, PEM.
     pub ca_files: Vec<std::path::PathBuf>,
+    /// Where mirrors are configured.
+    pub hosts: registry::HostsDirs,
 }
 
 /// What a login came to.
@@ -79,6 +81,7 @@ pub fn login(login: Login) -> Result<LoggedIn, Error> {
     let settings = Settings {
         insecure_hosts: login.insecure_registries,
         ca_files: login.ca_files,
+        hosts: login.hosts,
         credentials: registry::Source::Fixed(credentials),
         ..Settings::default()
     };

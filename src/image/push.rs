@@ -121,6 +121,7 @@ fn target(
     let settings = Settings {
         insecure_hosts: access.insecure_registries.clone(),
         ca_files: access.ca_files.clone(),
+        hosts: access.hosts.clone(),
         ..Settings::default()
     };
     let own = std::slice::from_ref(&access.name);

@@ -43,6 +43,8 @@ pub(crate) struct Assembled {
     pub(crate) learner: Learner,
     /// Where absent bytes come from, for people.
     pub(crate) source: String,
+    /// Where they come from.
+    pub(crate) late: Arc<LateSource>,
     /// What was known of readers before they came.
     pub(crate) foreknown: Foreknown,
     /// Whether what the name stands for was not asked, but remembered.
@@ -433,6 +435,7 @@ fn wire(
         diff_ids: image.config.diff_ids.clone(),
         learner,
         source: described,
+        late,
         foreknown,
         from_cache: false,
     })

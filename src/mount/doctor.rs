@@ -386,12 +386,18 @@ fn registry(request: &MountRequest) -> Check {
         .build()
         .map_err(|e| e.to_string())
         .and_then(|runtime| {
-            let Ok(Source::Registry { registry, .. }) = access.open() else {
-                return Err("it cannot be asked".to_owned());
+            let registry = match access.open() {
+                Ok(Source::Registry { registry, .. }) => registry,
+                Ok(Source::Archive(_)) => return Err("it is an archive".to_owned()),
+                Err(e) => return Err(e.to_string()),
             };
             let word = reference.tag_or_digest();
-            match runtime.block_on(registry.digest_of(&word)) {
-                Ok(_) => Ok(format!("{host} has {}, {word}", reference.repository())),
+            let asked = runtime.block_on(registry.digest_of(&word));
+            let hosts = registry.hosts();
+            let answered = hosts.iter().find(|h| h.answers > 0 && hosts.len() > 1);
+            let by = answered.map_or_else(String::new, |h| format!(", says its host {}", h.host));
+            match asked {
+                Ok(_) => Ok(format!("{host} has {}, {word}{by}", reference.repository())),
                 // Whoever says no is there.
                 Err(e) if host_only && !e.is_transient() && e.kind != ErrorKind::Protocol => {
                     Ok(format!("{host} answers"))

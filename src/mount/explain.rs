@@ -14,6 +14,7 @@ use crate::mount::request::{MountRequest, TrustIndex};
 use crate::mount::resolve::{Image, Resolver};
 use crate::mount::source;
 use crate::mount::trust::Trust;
+use crate::registry::HostUse;
 
 /// What is known of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -26,6 +27,9 @@ pub struct Explanation {
     pub platform: String,
     /// Base first.
     pub layers: Vec<Layer>,
+    /// The hosts that stand for the registry, in the order in which they are asked, and what they
+    /// have answered just now.
+    pub hosts: Vec<HostUse>,
     /// Uncompressed bytes that the profile of earlier starts names; 0 without one.
     pub profile_bytes: u64,
     /// The commands that `run` has started, each with a profile of its own.
@@ -87,7 +91,7 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
     let resolver = Resolver::new(request, &access, &cache)?;
     let trust = Trust::of(request, &access.name);
     let runtime = Content::new_runtime().map_err(Error::io("cannot start the network threads"))?;
-    let (image, finding) = runtime.block_on(async {
+    let (image, finding, hosts) = runtime.block_on(async {
         let source = access.open()?;
         let image = match resolver.cached()? {
             Some(image) => image,
@@ -110,9 +114,11 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
             let accept = |found: Found| found.accept(&cache, &access.name, &image);
             found.map_or_else(Finding::Not, accept)
         };
-        Ok((image, finding))
+        Ok((image, finding, source.hosts()))
     })?;
-    describe(request, &cache, &image, finding)
+    let mut explained = describe(request, &cache, &image, finding)?;
+    explained.hosts = hosts;
+    Ok(explained)
 }
 
 fn describe(
@@ -163,6 +169,7 @@ fn describe(
         digest: image.digest.to_string(),
         platform: image.platform.to_string(),
         layers,
+        hosts: Vec::new(),
         profile_bytes: bytes(&learner.earlier()),
         commands: commands.into_iter().map(command).collect(),
         pack: shown(request.trust_index, finding, needed),

@@ -73,12 +73,11 @@ pub(crate) fn refused(error: PackError) -> content::Error {
 
 /// All bytes of a small blob, verified.
 async fn whole(blob: &dyn Blob) -> Result<Bytes, content::Error> {
-    let bytes = blob::collect(blob).await?;
-    match blob.digest().verify(&bytes) {
-        Ok(()) => Ok(bytes),
-        Err(mismatch) => Err(content::Error::Pack(format!(
-            "the pack's windows: {mismatch}"
-        ))),
+    match blob::collect_verified(blob).await {
+        Err(e) if e.kind == blob::ErrorKind::Corrupt => {
+            Err(content::Error::Pack(format!("the pack's windows: {e}")))
+        }
+        collected => Ok(collected?),
     }
 }
 

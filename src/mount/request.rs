@@ -8,6 +8,7 @@ use crate::content::{Fill, Outage};
 use crate::oci::Digest;
 use crate::oci::command::Given;
 use crate::pack::PublicKey;
+use crate::registry::HostsDirs;
 
 /// When the registry is asked although the tag is known here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -106,6 +107,9 @@ pub struct MountRequest {
     pub insecure_registries: Vec<String>,
     /// Extra CA certificates, PEM.
     pub ca_files: Vec<PathBuf>,
+    /// Where mirrors are configured.
+    #[serde(default)]
+    pub hosts: HostsDirs,
     /// Honour set-id bits; by default a writable mount does, as a container's root file system has
     /// to, and a read-only one does not.
     pub suid: Option<bool>,

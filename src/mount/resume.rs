@@ -26,14 +26,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         keeper,
     } = part;
     let before = taken.handed.record;
-    let digest = before.digest.parse::<Digest>();
-    let digest = digest.map_err(|e| Error::Name(e.to_string()))?;
-    // The name may stand for another image by now.
-    let pinned = MountRequest {
-        pinned: Some(digest),
-        resumed: true,
-        ..request.clone()
-    };
+    let pinned = pinned(&request, &before)?;
     let assembled = assemble::assemble(&pinned, caller.clone(), &caller.interrupted)?;
     let Assembled {
         fs,
@@ -42,6 +35,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         diff_ids,
         learner,
         source,
+        late,
         foreknown,
         ..
     } = assembled;
@@ -81,6 +75,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
             record,
             fs,
             source,
+            late,
             foreknown,
             newer: Newer::default(),
             keeper,
@@ -89,6 +84,16 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         behind: Behind::again(taken.handed.device, taken.handed.kernel),
         learner,
         unmounter,
+    })
+}
+
+/// The request for what was mounted: the name may stand for another image by now.
+fn pinned(request: &MountRequest, before: &Record) -> Result<MountRequest, Error> {
+    let digest = before.digest.parse::<Digest>();
+    Ok(MountRequest {
+        pinned: Some(digest.map_err(|e| Error::Name(e.to_string()))?),
+        resumed: true,
+        ..request.clone()
     })
 }
 

@@ -26,6 +26,7 @@ use crate::mount::overlay;
 use crate::mount::record::{self, OwnRecord, Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::revalidate::{self, Newer};
+use crate::mount::source::LateSource;
 use crate::mount::stats::Stats;
 use crate::mount::upper::UpperDir;
 use crate::mount::why::{Foreknown, Why};
@@ -55,6 +56,7 @@ pub(super) struct Served {
     pub(super) record: Record,
     pub(super) fs: Arc<ImageFs>,
     pub(super) source: String,
+    pub(super) late: Arc<LateSource>,
     pub(super) foreknown: Foreknown,
     pub(super) newer: Newer,
     pub(super) keeper: Arc<Keeper>,
@@ -62,7 +64,11 @@ pub(super) struct Served {
 
 impl Shown for Served {
     fn stats(&self) -> Stats {
-        Stats::of(&self.record, &self.fs, &self.source, &self.newer)
+        let stats = Stats::of(&self.record, &self.fs, &self.source, &self.newer);
+        Stats {
+            hosts: self.late.hosts(),
+            ..stats
+        }
     }
 
     fn why(&self) -> Why {

@@ -16,7 +16,7 @@ use crate::mount::error::Error;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::reference::ReferenceError;
 use crate::oci::{Descriptor, Digest, ImageName};
-use crate::registry::{Registry, Settings};
+use crate::registry::{HostUse, HostsDirs, Registry, Settings};
 
 /// Streams that one source may have open at the same time.
 const STREAMS_MAX: usize = 8;
@@ -27,6 +27,7 @@ pub(crate) struct Access {
     pub(crate) name: ImageName,
     pub(crate) insecure_registries: Vec<String>,
     pub(crate) ca_files: Vec<PathBuf>,
+    pub(crate) hosts: HostsDirs,
 }
 
 /// An opened source.
@@ -56,6 +57,7 @@ impl Access {
                 let settings = Settings {
                     insecure_hosts: self.insecure_registries.clone(),
                     ca_files: self.ca_files.clone(),
+                    hosts: self.hosts.clone(),
                     ..Settings::default()
                 };
                 let registry = Box::new(Registry::new(reference, settings)?);
@@ -159,6 +161,14 @@ impl Source {
         }
     }
 
+    /// What the hosts of a registry have done; none of an archive.
+    pub(crate) fn hosts(&self) -> Vec<HostUse> {
+        match self {
+            Source::Registry { registry, .. } => registry.hosts(),
+            Source::Archive(_) => Vec::new(),
+        }
+    }
+
     /// A layer, read by range. The order of the wrappers: a retry gives its permit back before it
     /// waits, so that one slow blob does not hold the host's connections.
     pub(crate) fn blob(&self, of: &Descriptor) -> Result<Arc<dyn Blob>, blob::Error> {
@@ -229,6 +239,12 @@ impl LateSource {
             descriptor: of,
             opened: OnceCell::new(),
         })
+    }
+
+    /// What the hosts that were asked have done.
+    pub(crate) fn hosts(&self) -> Vec<HostUse> {
+        let opened = self.places.iter().filter_map(|place| place.opened.get());
+        opened.flat_map(Source::hosts).collect()
     }
 
     async fn find(&self, of: &Descriptor, range: ByteRange) -> Result<Opened, blob::Error> {
@@ -319,6 +335,10 @@ impl Blob for LateBlob {
         self.opened.get().and_then(|blob| blob.busy())
     }
 
+    fn distrust(&self, range: ByteRange) -> bool {
+        self.opened.get().is_some_and(|blob| blob.distrust(range))
+    }
+
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
         Box::pin(async move {
             if let Some(blob) = self.opened.get() {
@@ -342,5 +362,6 @@ pub(crate) fn access(request: &crate::mount::MountRequest) -> Result<Access, Err
         name,
         insecure_registries: request.insecure_registries.clone(),
         ca_files: request.ca_files.clone(),
+        hosts: request.hosts.clone(),
     })
 }

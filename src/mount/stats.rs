@@ -11,6 +11,7 @@ use crate::mount::engine::Choice;
 use crate::mount::record::{Record, State};
 use crate::mount::revalidate::Newer;
 use crate::oci::Digest;
+use crate::registry::HostUse;
 
 /// The numbers of one mount, since it was mounted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +31,10 @@ pub struct Stats {
     pub cache_bytes: u64,
     /// Base first.
     pub layers: Vec<Layer>,
+    /// The hosts that stand for the registry, in the order in which they are asked, once one of them
+    /// was.
+    #[serde(default)]
+    pub hosts: Vec<HostUse>,
     /// READ requests answered by the worker.
     pub reads: u64,
     /// Bytes handed to readers by the worker.
@@ -95,6 +100,7 @@ impl Stats {
             requests: content.requests,
             cache_bytes: content.layers.iter().map(|l| l.present_bytes).sum(),
             layers: content.layers.iter().map(layer).collect(),
+            hosts: Vec::new(),
             reads: requests.read,
             read_bytes: fs.counters().read_bytes(),
             first_byte_us: fs.counters().first_byte().map(|d| d.as_micros() as u64),

@@ -120,6 +120,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         diff_ids,
         learner,
         source,
+        late,
         foreknown,
         from_cache,
         ..
@@ -162,6 +163,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
             record,
             fs,
             source,
+            late,
             foreknown,
             newer: Newer::default(),
             keeper,

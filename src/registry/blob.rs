@@ -1,4 +1,4 @@
-//! A blob in a registry, read by range (OCI distribution-spec, "Pulling blobs").
+//! A blob at one host, read by range (OCI distribution-spec, "Pulling blobs").
 //!
 //! Registries in the cloud answer with a redirect to signed URLs of their storage. The target is
 //! remembered and asked directly until it expires or refuses, which saves a round trip a range; then
@@ -16,15 +16,15 @@ use super::exchange::{Ask, Exchange};
 use super::http::Answer;
 use super::redirect::Location;
 use super::status;
-use crate::blob::{Blob, BoxFuture, ByteRange, ByteStream, Error, ErrorKind};
+use crate::blob::{ByteRange, ByteStream, Error, ErrorKind};
 use crate::oci::{Descriptor, Digest};
 
 /// Most other places of a foreign layer that are tried.
 const URLS_MAX: usize = 4;
 
-/// A blob in a registry.
+/// A blob at one host.
 #[derive(Debug)]
-pub struct RegistryBlob {
+pub(super) struct HostBlob {
     shared: Arc<Exchange>,
     digest: Digest,
     size: u64,
@@ -33,9 +33,9 @@ pub struct RegistryBlob {
     ignores_ranges: AtomicBool,
 }
 
-impl RegistryBlob {
-    pub(super) fn new(shared: Arc<Exchange>, descriptor: &Descriptor) -> RegistryBlob {
-        RegistryBlob {
+impl HostBlob {
+    pub(super) fn new(shared: Arc<Exchange>, descriptor: &Descriptor) -> HostBlob {
+        HostBlob {
             shared,
             digest: descriptor.digest.clone(),
             size: descriptor.size,
@@ -47,11 +47,12 @@ impl RegistryBlob {
 
     /// Whether the last range was answered with everything: then reading it all at once is cheaper
     /// than reading ranges.
-    pub fn ignores_ranges(&self) -> bool {
+    pub(super) fn ignores_ranges(&self) -> bool {
         self.ignores_ranges.load(Ordering::Relaxed)
     }
 
-    async fn read(&self, range: ByteRange) -> Result<ByteStream, Error> {
+    /// What [`crate::blob::Blob::open`] promises, of this host.
+    pub(super) async fn read(&self, range: ByteRange) -> Result<ByteStream, Error> {
         if !ByteRange::new(0, self.size).contains(range) {
             let what = format!(
                 "blob {}: {range} lies outside its {} bytes",
@@ -189,19 +190,5 @@ impl RegistryBlob {
 
     fn name(&self) -> String {
         format!("blob {}", self.digest)
-    }
-}
-
-impl Blob for RegistryBlob {
-    fn digest(&self) -> &Digest {
-        &self.digest
-    }
-
-    fn size(&self) -> u64 {
-        self.size
-    }
-
-    fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>> {
-        Box::pin(self.read(range))
     }
 }

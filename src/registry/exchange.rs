@@ -4,9 +4,10 @@ use url::Url;
 
 use super::auth::{Auth, Gate, Ticket};
 use super::challenge::Challenge;
+use super::hosts::Host;
 use super::http::{Answer, Http, Method, Payload, Request};
 use super::redirect::{HOPS_MAX, is_loopback, same_origin, shown_host};
-use super::{Settings, api_url, status};
+use super::{Settings, Source, api_url, status};
 use crate::blob::{ByteRange, Error, ErrorKind};
 use crate::oci::Reference;
 
@@ -18,6 +19,8 @@ pub(super) struct Exchange {
     http: Http,
     auth: Auth,
     insecure_hosts: Vec<String>,
+    /// What a mirror is told that it stands for, as containerd does.
+    stands_for: Option<String>,
 }
 
 /// What is wanted of a URL.
@@ -43,16 +46,49 @@ pub(super) struct Found {
 }
 
 impl Exchange {
-    pub(super) fn new(reference: &Reference, settings: Settings) -> Result<Exchange, Error> {
+    /// The way to `host`, which stands for the registry of `reference`. One that is not the registry
+    /// itself gets credentials that are stored for its own name, never those of the registry.
+    pub(super) fn new(
+        reference: &Reference,
+        settings: &Settings,
+        host: &Host,
+    ) -> Result<Exchange, Error> {
         let secure = api_url(reference, false)?;
         let plain = is_loopback(&secure) || is_listed(&settings.insecure_hosts, &secure);
-        let base = api_url(reference, plain)?;
-        let http = Http::new(&settings)?;
+        let own = api_url(reference, plain)?;
+        let mut insecure_hosts = settings.insecure_hosts.clone();
+        let base = match &host.root {
+            None => own.clone(),
+            Some(root) => {
+                if root.scheme() == "http" {
+                    let port = root.port_or_known_default().unwrap_or_default();
+                    insecure_hosts.push(format!("{}:{port}", root.host_str().unwrap_or_default()));
+                }
+                let mut base = root.clone();
+                let path = root.path().trim_end_matches('/');
+                base.set_path(&format!("{path}/{}/", reference.repository()));
+                base
+            }
+        };
+        let is_itself = shown_host(&base) == shown_host(&own);
+        let auth = match (is_itself, &settings.credentials) {
+            (true, source) => Auth::new(reference, source.clone(), base.clone()),
+            (false, source) => {
+                let named = format!("{}/{}", shown_host(&base), reference.repository());
+                match (named.parse::<Reference>(), source) {
+                    (Ok(named), Source::Files(_)) => {
+                        Auth::new(&named, source.clone(), base.clone())
+                    }
+                    _ => Auth::new(reference, Source::Anonymous, base.clone()),
+                }
+            }
+        };
         Ok(Exchange {
-            auth: Auth::new(reference, settings.credentials, base.clone()),
+            auth,
             repository: reference.repository().into(),
-            insecure_hosts: settings.insecure_hosts,
-            http,
+            insecure_hosts,
+            http: Http::new(settings, host, &base)?,
+            stands_for: (!is_itself).then(|| reference.registry().to_owned()),
             base,
         })
     }
@@ -70,10 +106,13 @@ impl Exchange {
     /// itself named. The answer has a status of 2xx, or 4xx and 5xx; it is of the registry itself or
     /// of where it redirects to.
     pub(super) async fn get(&self, path: &str, ask: Ask<'_>) -> Result<Found, Error> {
-        let url = self.base.join(path).map_err(|e| {
+        let mut url = self.base.join(path).map_err(|e| {
             let what = format!("`{path}` is not a name that can be asked for");
             Error::new(ErrorKind::Unsupported, what).with_source(e)
         })?;
+        if let Some(registry) = &self.stands_for {
+            url.query_pairs_mut().append_pair("ns", registry);
+        }
         let allows = |url: &Url| self.allows(url);
         let gate = Gate {
             http: &self.http,

@@ -1,23 +1,25 @@
-//! The HTTP client: one request, one answer, with bounds on time and length. The only file that
-//! names reqwest; it knows nothing of registries.
+//! The HTTP client: one request, one answer, with bounds on time and length. With `certificates`
+//! the only file that names reqwest; it knows nothing of registries.
 //!
 //! Redirects are not followed here, nothing is decompressed and nothing is tried again: whoever
 //! calls has to see every answer. Proxies come from the environment (`HTTPS_PROXY`, `NO_PROXY`, …),
 //! but never stand before loopback. Connections are shared; HTTP/2 windows adapt, since the fixed
 //! ones of 64 KiB would hold one stream to 64 KiB a round trip.
 
-use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
 use reqwest::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE,
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, CONTENT_RANGE, CONTENT_TYPE, HeaderMap, HeaderName,
+    HeaderValue, RANGE,
 };
 use url::Url;
 
-use super::redirect::{is_loopback, shown_host};
+use super::certificates;
+use super::hosts::Host;
+use super::redirect::{is_loopback, same_origin, shown_host};
 use super::secret::Secret;
 use super::{Settings, Timeouts};
 use crate::blob::{ByteRange, ByteStream, Error, ErrorKind};
@@ -29,8 +31,6 @@ pub(super) const ERROR_BYTES_MAX: u64 = 64 << 10;
 const ERROR_TIME_MAX: Duration = Duration::from_secs(2);
 /// The slowest link that an upload is waited for on.
 const UPLOAD_BYTES_PER_SECOND: u64 = 32 << 10;
-/// Longest file of certificates in bytes; the bundle of all public roots has 220 KB.
-const CA_BYTES_MAX: u64 = 16 << 20;
 
 /// What is done to a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -78,6 +78,12 @@ impl From<Method> for reqwest::Method {
 pub(super) struct Http {
     timeouts: Timeouts,
     certificates: Vec<reqwest::Certificate>,
+    /// What proves who we are, where a host asks for it.
+    identity: Option<reqwest::Identity>,
+    skip_verify: bool,
+    /// Headers that are sent to one origin.
+    origin: Url,
+    headers: HeaderMap,
     outside: OnceLock<reqwest::Client>,
     loopback: OnceLock<reqwest::Client>,
 }
@@ -126,14 +132,23 @@ impl Pace {
 }
 
 impl Http {
-    pub(super) fn new(settings: &Settings) -> Result<Http, Error> {
+    /// A client for `host`, whose API is at `origin`.
+    pub(super) fn new(settings: &Settings, host: &Host, origin: &Url) -> Result<Http, Error> {
         let mut certificates = Vec::new();
-        for path in &settings.ca_files {
-            certificates.extend(read_certificates(path)?);
+        for path in settings.ca_files.iter().chain(&host.tls.ca_files) {
+            certificates.extend(certificates::authorities(path)?);
         }
+        let identity = host.tls.client.as_ref();
+        let identity = identity.map(|(file, key)| certificates::identity(file, key));
+        let mut timeouts = settings.timeouts;
+        timeouts.connect = host.connect.unwrap_or(timeouts.connect);
         Ok(Http {
-            timeouts: settings.timeouts,
+            timeouts,
             certificates,
+            identity: identity.transpose()?,
+            skip_verify: host.tls.skip_verify,
+            origin: origin.clone(),
+            headers: header_map(&host.headers)?,
             outside: OnceLock::new(),
             loopback: OnceLock::new(),
         })
@@ -155,6 +170,9 @@ impl Http {
                 .header(CONTENT_TYPE, &payload.media_type)
                 .body(payload.bytes.clone());
         }
+        if same_origin(&self.origin, url) {
+            builder = builder.headers(self.headers.clone());
+        }
         builder = builder.header(ACCEPT_ENCODING, "identity");
         if let Some(authorization) = request.authorization {
             let mut value = HeaderValue::from_str(authorization.expose()).map_err(|e| {
@@ -162,7 +180,8 @@ impl Http {
                 Error::new(ErrorKind::Denied, what).with_source(e)
             })?;
             value.set_sensitive(true);
-            builder = builder.header(AUTHORIZATION, value);
+            // In place of one that was configured, not beside it.
+            builder = builder.headers(HeaderMap::from_iter([(AUTHORIZATION, value)]));
         }
         if let Some(accept) = request.accept {
             builder = builder.header(ACCEPT, accept);
@@ -221,7 +240,12 @@ impl Http {
                 .referer(false)
                 .http2_adaptive_window(true)
                 .tcp_keepalive(Duration::from_secs(30))
-                .connect_timeout(self.timeouts.connect);
+                .connect_timeout(self.timeouts.connect)
+                .tls_danger_accept_invalid_certs(self.skip_verify);
+            let builder = match &self.identity {
+                Some(identity) => builder.identity(identity.clone()),
+                None => builder,
+            };
             if loopback {
                 builder.no_proxy()
             } else {
@@ -327,23 +351,19 @@ impl Answer {
     }
 }
 
-fn read_certificates(path: &PathBuf) -> Result<Vec<reqwest::Certificate>, Error> {
-    use std::io::Read;
-    let error = |why: &str| {
-        let message = format!("cannot use the CA file {}: {why}", path.display());
-        Error::new(ErrorKind::Unsupported, message)
-    };
-    let mut pem = Vec::new();
-    std::fs::File::open(path)
-        .and_then(|file| file.take(CA_BYTES_MAX).read_to_end(&mut pem))
-        .map_err(|e| error(&e.to_string()).with_source(e))?;
-    let found = reqwest::Certificate::from_pem_bundle(&pem)
-        .map_err(|e| error("it is not PEM").with_source(e))?;
-    if found.is_empty() {
-        Err(error("it holds no certificate"))
-    } else {
-        Ok(found)
+fn header_map(headers: &[(String, Secret)]) -> Result<HeaderMap, Error> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        let parsed = name.parse::<HeaderName>().ok();
+        let parsed = parsed.zip(HeaderValue::from_str(value.expose()).ok());
+        let (name, mut value) = parsed.ok_or_else(|| {
+            let what = format!("`{}` in a hosts.toml is not a header", name.escape_debug());
+            Error::new(ErrorKind::Unsupported, what)
+        })?;
+        value.set_sensitive(true);
+        map.append(name, value);
     }
+    Ok(map)
 }
 
 fn slow(host: &str, slowest: u64) -> Error {

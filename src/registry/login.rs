@@ -1,7 +1,8 @@
 //! Whether a registry accepts a user name and a password (OCI distribution-spec, "Determining
 //! Support": `GET /v2/`, which every registry answers).
 
-use super::exchange::{Ask, Exchange};
+use super::exchange::Ask;
+use super::mirrors::Mirrors;
 use super::{Settings, status};
 use crate::blob::{Error, ErrorKind};
 use crate::oci::Reference;
@@ -9,7 +10,7 @@ use crate::oci::Reference;
 /// Asks the registry of `reference` with the credentials of `settings`; whether it has looked at
 /// them. Errors: it refuses them, or cannot be asked.
 pub async fn check_login(reference: &Reference, settings: Settings) -> Result<bool, Error> {
-    let exchange = Exchange::new(reference, settings)?;
+    let exchange = Mirrors::new(reference, &settings)?.itself();
     let refused = |host: &str| {
         let what = format!("{host} refuses the user name or the password");
         Error::new(ErrorKind::Denied, what)

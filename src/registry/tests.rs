@@ -4,6 +4,7 @@
 mod auth;
 mod blobs;
 mod errors;
+mod mirrors;
 mod server;
 
 use futures_util::StreamExt;
@@ -20,6 +21,7 @@ fn settings() -> Settings {
     Settings {
         insecure_hosts: Vec::new(),
         ca_files: Vec::new(),
+        hosts: HostsDirs::default(),
         credentials: Source::Anonymous,
         timeouts: Timeouts {
             connect: Duration::from_secs(2),

@@ -141,8 +141,11 @@ fn connection(layout: &std::path::Path, control: &Control, stream: &TcpStream) -
         let steps = control.step(1 + u64::from(is_new));
         is_new = false;
         match method {
-            "GET" => answer(layout, control, stream, path, range)?,
-            "HEAD" if path.contains("/manifests/") => head(layout, control, stream, path)?,
+            // A mirror is told in the query what it stands for.
+            "GET" => answer(layout, control, stream, path.split('?').next()?, range)?,
+            "HEAD" if path.contains("/manifests/") => {
+                head(layout, control, stream, path.split('?').next()?)?;
+            }
             _ => push(layout, control, stream, (method, path, body))?,
         }
         control.longest.fetch_max(steps, SeqCst);

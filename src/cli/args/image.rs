@@ -242,6 +242,15 @@ pub struct HostArgs {
     /// More certificate authorities, PEM; can be given again
     #[arg(long, value_name = "FILE")]
     pub ca_file: Vec<PathBuf>,
+    /// Where mirrors are configured, as containerd's hosts.toml [default: certs.d beside the
+    /// configuration files, then /etc/containerd/certs.d]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "RSMOUNT_HOSTS_DIR",
+        hide_env_values = true
+    )]
+    pub hosts_dir: Option<PathBuf>,
 }
 
 /// Arguments of `images`.

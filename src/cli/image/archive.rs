@@ -43,6 +43,7 @@ pub(crate) fn load(args: &LoadArgs, global: &Global, settings: Settings) -> Resu
     let hosts = HostArgs {
         insecure_registry: Vec::new(),
         ca_file: Vec::new(),
+        hosts_dir: None,
     };
     let mut request = reach_request("load", &hosts.reach(args.platform.clone()), settings)?;
     let spooled = match &args.input {

@@ -31,6 +31,7 @@ pub(crate) fn login(args: &LoginArgs, settings: Settings) -> Result<(), Failure>
         password: Secret::new(password),
         insecure_registries: request.insecure_registries,
         ca_files: request.ca_files,
+        hosts: request.hosts,
     });
     let done = done.map_err(|e| Failure::of(&e))?;
     if !done.checked {

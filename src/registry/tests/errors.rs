@@ -103,8 +103,8 @@ async fn a_server_without_tls_is_named() {
             .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             .await;
     });
-    let http = super::super::http::Http::new(&settings()).unwrap();
     let url = Url::parse(&format!("https://{host}/v2/")).unwrap();
+    let http = super::super::http::Http::new(&settings(), &hosts::Host::plain(), &url).unwrap();
     let error = http
         .send(&url, super::super::http::Request::default())
         .await
@@ -205,7 +205,7 @@ async fn plain_http_is_for_loopback_and_listed_hosts() {
             ..settings()
         };
         let registry = Registry::new(&name.parse().unwrap(), with).unwrap();
-        format!("{:?}", registry.shared).contains("scheme: \"http\"")
+        format!("{:?}", registry.mirrors).contains("scheme: \"http\"")
     };
     assert!(base("localhost:5000/x", &[]) && base("[::1]:5/x", &[]) && base("127.0.0.1/x", &[]));
     assert!(base("h.io/x", &["H.io"]) && base("h.io:5000/x", &["h.io:5000"]));
