@@ -25,6 +25,7 @@ mod run;
 mod stalls;
 mod stats;
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -329,6 +330,40 @@ impl Content {
         }
     }
 
+    /// The same in place: where in `buffer` the bytes are, which holds whole pages of one store then.
+    /// `None` also for bytes that [`Content::read`] finds in several places.
+    pub fn read_in(
+        &self,
+        layer: u32,
+        range: ByteRange,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Range<usize>>, Error> {
+        if self.poisoned.load(Ordering::Relaxed) {
+            return Err(Error::Poisoned);
+        }
+        self.recorder.touch(layer, range);
+        let layer = self.layer(layer)?;
+        if let Some(proven) = layer.proven.get()
+            && let Some(found) = proven.read_in(range, buffer)?
+        {
+            return Ok(Some(found));
+        }
+        Ok(layer.source.pages.read_in(range, buffer)?)
+    }
+
+    /// The same for what nobody has asked for yet: it counts as touched only when it is here.
+    pub fn read_foreseen(
+        &self,
+        layer: u32,
+        range: ByteRange,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Range<usize>>, Error> {
+        match self.is_present(layer, range) {
+            true => self.read_in(layer, range, buffer),
+            false => Ok(None),
+        }
+    }
+
     /// Lengths of the layers' address spaces, base first.
     pub fn address_sizes(&self) -> impl Iterator<Item = u64> {
         self.layers.iter().map(|l| l.source.pages.size())
@@ -337,7 +372,10 @@ impl Content {
     /// Whether `range` of layer `layer` is present, as far as the bits say.
     pub fn is_present(&self, layer: u32, range: ByteRange) -> bool {
         let of = self.layer(layer);
-        of.is_ok_and(|l| l.source.pages.is_present(range))
+        of.is_ok_and(|l| {
+            let proven = l.proven.get().is_some_and(|pages| pages.is_present(range));
+            proven || l.source.pages.is_present(range)
+        })
     }
 
     /// Counts a request that was made for this content from outside.

@@ -6,6 +6,7 @@
 
 pub mod counters;
 pub mod errno;
+mod foreseen;
 pub mod layers;
 pub mod origin;
 pub mod read;
@@ -20,6 +21,7 @@ pub use origin::FilePart;
 pub use read::{Absent, Outcome, ReadBuffer};
 
 use crate::content::Content;
+use crate::fs::foreseen::Foreseen;
 use crate::layer::Timestamp;
 use crate::tree::{Ino, Node, NodeKind, Tree};
 
@@ -79,6 +81,7 @@ pub struct ImageFs {
     tree: LazyLock<Tree, LoadTree>,
     content: Arc<Content>,
     counters: Counters,
+    foreseen: Foreseen,
 }
 
 impl fmt::Debug for ImageFs {
@@ -103,6 +106,7 @@ impl ImageFs {
             tree: LazyLock::new(load),
             content,
             counters: Counters::default(),
+            foreseen: Foreseen::default(),
         }
     }
 

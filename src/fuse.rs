@@ -7,6 +7,12 @@
 //! opens without asking and keeps pages and listings over a reopen. A warm `find`, `stat` or
 //! open+read+close therefore sends no request at all.
 //!
+//! A READ of present bytes is two pread(2), of the pages and of their sums, into a buffer of the
+//! thread, a CRC32C over it, and a writev(2) from it: one copy on each side, no allocation, no lock. Where
+//! the time goes: the wake-ups on both sides take about 36 us a request on a machine of two idle
+//! virtual cores, all that this program does about 7 for 16 KiB. So what helps is not to be
+//! asked (`push`).
+//!
 //! A READ whose bytes are absent is handed, with its owned reply, to the content's fetcher; the
 //! thread takes the next request at once. So a thousand readers of absent bytes wait in a list,
 //! not in these threads, and `max_background` lets the kernel hold that many.
@@ -18,6 +24,7 @@ mod init;
 mod layers;
 mod pending;
 pub mod probe;
+mod push;
 pub mod session;
 
 pub use session::{Detached, Eraser, MountFlags, Session, Unmounter, shown_source};

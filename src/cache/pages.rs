@@ -233,38 +233,56 @@ impl Pages {
         out: &mut [u8],
         scratch: &mut Vec<u8>,
     ) -> Result<Presence, CacheError> {
-        let pages = self.pages_of(range)?;
         if out.len() as u64 != range.len() {
             return Err(self.range_error(range));
         }
+        Ok(match self.read_in(range, scratch)? {
+            Some(found) => {
+                out.copy_from_slice(&scratch[found]);
+                Presence::Read
+            }
+            None => Presence::Absent,
+        })
+    }
+
+    /// The same in place: where in `buffer` the bytes are. Sums are of whole pages, so whole pages are
+    /// read there; `buffer` only ever grows, so no read of the usual length touches it twice.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::Range`] when `range` does not lie in the address space.
+    pub fn read_in(
+        &self,
+        range: ByteRange,
+        buffer: &mut Vec<u8>,
+    ) -> Result<Option<Range<usize>>, CacheError> {
+        let pages = self.pages_of(range)?;
         if range.is_empty() {
-            return Ok(Presence::Read);
+            return Ok(Some(0..0));
         }
         // Also what is absent: it is about to be fetched.
         self.recency.touch(&(range.start()..range.end()));
-        self.copy(range, &pages, out, scratch)
+        Ok(self.check_in(&pages, buffer).then(|| {
+            let skip = (range.start() - pages.start * PAGE_BYTES) as usize;
+            skip..skip + range.len() as usize
+        }))
     }
 
-    /// [`Pages::read`] of `range`, which lies in `pages`, without counting as a use.
-    fn copy(
-        &self,
-        range: ByteRange,
-        pages: &Range<u64>,
-        out: &mut [u8],
-        scratch: &mut Vec<u8>,
-    ) -> Result<Presence, CacheError> {
+    /// Reads `pages` to the beginning of `buffer`, without counting as a use: whether they were all
+    /// present and had their sums.
+    fn check_in(&self, pages: &Range<u64>, buffer: &mut Vec<u8>) -> bool {
         if !self.bits.all(pages) {
             self.look_again(pages);
             if !self.bits.all(pages) {
-                return Ok(Presence::Absent);
+                return false;
             }
         }
         let data_len = ((pages.end - pages.start) * PAGE_BYTES) as usize;
         let need = data_len + ((pages.end - pages.start) * SUM_BYTES) as usize;
-        if scratch.len() < need {
-            scratch.resize(need, 0);
+        if buffer.len() < need {
+            buffer.resize(need, 0);
         }
-        let (data, sums) = scratch[..need].split_at_mut(data_len);
+        let (data, sums) = buffer[..need].split_at_mut(data_len);
         let whole = read_up_to(&self.data, data, pages.start * PAGE_BYTES)
             .min(read_up_to(&self.sums, sums, pages.start * SUM_BYTES) * 1024);
         let mut damaged = false;
@@ -280,12 +298,7 @@ impl Pages {
                 damaged = true;
             }
         }
-        if damaged {
-            return Ok(Presence::Absent);
-        }
-        let skip = (range.start() - pages.start * PAGE_BYTES) as usize;
-        out.copy_from_slice(&data[skip..skip + out.len()]);
-        Ok(Presence::Read)
+        !damaged
     }
 
     /// Stores verified bytes: data, then sums, then bits. `address` is a multiple of
@@ -367,17 +380,13 @@ impl Pages {
     /// with `punch` gives back the disk space of what no bit stands for.
     pub(super) fn verify(&self, punch: bool) -> Result<CheckedPages, CacheError> {
         let mut checked = CheckedPages::default();
-        let mut page = vec![0; PAGE_BYTES as usize];
         let mut scratch = Vec::new();
         for number in 0..self.size.div_ceil(REGION_BYTES) {
             let region = self.region(number);
             self.look_again(&region);
             for at in region.clone().filter(|at| self.bits.all(&(*at..at + 1))) {
-                let end = ((at + 1) * PAGE_BYTES).min(self.size);
-                let range = ByteRange::new(at * PAGE_BYTES, end);
-                let out = &mut page[..range.len() as usize];
                 checked.pages += 1;
-                if self.copy(range, &(at..at + 1), out, &mut scratch)? == Presence::Absent {
+                if !self.check_in(&(at..at + 1), &mut scratch) {
                     checked.damaged += 1;
                 }
             }

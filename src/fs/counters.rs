@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Counters {
     requests: [AtomicU64; Request::ALL.len()],
     read_bytes: AtomicU64,
+    pushed_bytes: AtomicU64,
     usable: OnceLock<Instant>,
     first_byte: OnceLock<Instant>,
 }
@@ -92,6 +93,16 @@ impl Counters {
         if before == 0 && bytes > 0 {
             self.first_byte.get_or_init(Instant::now);
         }
+    }
+
+    /// `bytes` more were given to the kernel before anybody asked.
+    pub fn count_pushed_bytes(&self, bytes: u64) {
+        self.pushed_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes given to the kernel before anybody asked.
+    pub fn pushed_bytes(&self) -> u64 {
+        self.pushed_bytes.load(Ordering::Relaxed)
     }
 
     /// The file system can be used from now on.

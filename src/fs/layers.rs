@@ -62,8 +62,27 @@ impl LayerFiles {
         self.files.get(n as usize).map(|file| file.bytes)
     }
 
-    /// Reads up to `size` bytes at `offset` of file `n` into `buffer.bytes`; fewer only at the end of
-    /// the file. Never waits.
+    /// What of file `n` will probably be read, in order of first use.
+    pub fn foreseen(&self, n: u32) -> Vec<ByteRange> {
+        self.fs.foreseen_addresses(n)
+    }
+
+    /// [`ImageFs::read_foreseen`] of file `n`.
+    pub fn read_foreseen(
+        &self,
+        n: u32,
+        range: ByteRange,
+        buffer: &mut ReadBuffer,
+    ) -> Result<Presence, Error> {
+        let found = self
+            .fs
+            .content()
+            .read_foreseen(n, range, &mut buffer.scratch);
+        Ok(buffer.in_place(found.map_err(|_| Error::Io)?))
+    }
+
+    /// Reads up to `size` bytes at `offset` of file `n` into `buffer`; fewer only at the end of the
+    /// file. Never waits.
     pub fn read(
         &self,
         n: u32,
@@ -76,9 +95,14 @@ impl LayerFiles {
             offset.min(file.bytes),
             file.bytes.min(offset.saturating_add(u64::from(size))),
         );
-        let ReadBuffer { bytes, scratch } = buffer;
-        bytes.clear();
-        bytes.resize(wanted.len() as usize, 0);
+        if wanted.end() <= file.address_size {
+            let found = self.fs.content().read_in(n, wanted, &mut buffer.scratch);
+            if buffer.in_place(found.map_err(|_| Error::Io)?) == Presence::Read {
+                self.fs.counters().count_read_bytes(wanted.len());
+                return Ok(Outcome::Read);
+            }
+        }
+        let (bytes, scratch) = buffer.join(wanted.len());
         if let Some(part) = ByteRange::new(0, file.address_size).intersect(wanted) {
             let out = &mut bytes[..part.len() as usize];
             match self.fs.content().read(n, part, out, scratch) {

@@ -1,8 +1,11 @@
 //! Reading a regular file: which bytes of which layer, or which zeros.
 //!
-//! A file is a sorted list of extents in one layer; what no extent covers is a hole. One read asks
-//! the content for each piece in turn and stops at the first that is absent, which the caller may
-//! have fetched before it asks again.
+//! A file is a sorted list of extents in one layer; what no extent covers is a hole. Nearly every
+//! read lies in one extent: its bytes stay where the page store has read them, whole pages with their
+//! sums, and are copied once, into the kernel. Any other read is put together piece by piece, and
+//! stops at the first that is absent, which the caller may have fetched before it asks again.
+
+use std::ops::Range;
 
 use crate::blob::ByteRange;
 use crate::cache::Presence;
@@ -13,9 +16,39 @@ use crate::tree::NodeKind;
 /// Buffers that a thread uses again for every read.
 #[derive(Debug, Default)]
 pub struct ReadBuffer {
-    /// The bytes of the last successful read.
-    pub bytes: Vec<u8>,
+    /// Put together, when `found` is empty.
+    pub(super) joined: Vec<u8>,
+    /// What a page store has read.
     pub(super) scratch: Vec<u8>,
+    /// Where in `scratch` the bytes of the last read are, if they are there.
+    found: Option<Range<usize>>,
+}
+
+impl ReadBuffer {
+    /// The bytes of the last successful read.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.found {
+            Some(at) => &self.scratch[at.clone()],
+            None => &self.joined,
+        }
+    }
+
+    /// The bytes are in `scratch`, if they are anywhere.
+    pub(super) fn in_place(&mut self, found: Option<Range<usize>>) -> Presence {
+        self.found = found;
+        match self.found {
+            Some(_) => Presence::Read,
+            None => Presence::Absent,
+        }
+    }
+
+    /// `len` zeros to be put together, and room for what is read meanwhile.
+    pub(super) fn join(&mut self, len: u64) -> (&mut [u8], &mut Vec<u8>) {
+        self.found = None;
+        self.joined.clear();
+        self.joined.resize(len as usize, 0);
+        (&mut self.joined, &mut self.scratch)
+    }
 }
 
 /// Bytes of a layer that have to be fetched before a read can be answered.
@@ -30,15 +63,15 @@ pub struct Absent {
 /// How a read ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// `ReadBuffer::bytes` has them.
+    /// [`ReadBuffer::bytes`] has them.
     Read,
     /// Fetch this, then ask again.
     Absent(Absent),
 }
 
 impl ImageFs {
-    /// Reads up to `size` bytes at `offset` of file `ino` into `buffer.bytes`; fewer only at the
-    /// end of the file. Never waits.
+    /// Reads up to `size` bytes at `offset` of file `ino` into `buffer`; fewer only at the end of
+    /// the file. Never waits.
     pub fn read(
         &self,
         ino: u64,
@@ -46,7 +79,7 @@ impl ImageFs {
         size: u32,
         buffer: &mut ReadBuffer,
     ) -> Result<Outcome, Error> {
-        let (_, node) = self.node(ino)?;
+        let (inode, node) = self.node(ino)?;
         match node.kind {
             NodeKind::Regular => {}
             NodeKind::Directory => return Err(Error::IsADirectory),
@@ -54,10 +87,23 @@ impl ImageFs {
         }
         let end = node.size.min(offset.saturating_add(u64::from(size)));
         let len = end.saturating_sub(offset);
-        let ReadBuffer { bytes, scratch } = buffer;
-        bytes.clear();
-        bytes.resize(len as usize, 0);
-        let outcome = self.read_piece(ino, offset, bytes, scratch)?;
+        let wanted = ByteRange::new(offset, offset.saturating_add(len));
+        let (layer, extents) = self.tree.extents(inode);
+        let first = extents.partition_point(|e| e.file_offset + e.len <= offset);
+        let part = extents
+            .get(first)
+            .and_then(|extent| overlap(extent, wanted));
+        if let Some((part, address)) = part
+            && part == wanted
+        {
+            let found = self.content.read_in(layer.0, address, &mut buffer.scratch);
+            if buffer.in_place(found.map_err(|_| Error::Io)?) == Presence::Read {
+                self.counters.count_read_bytes(len);
+                return Ok(Outcome::Read);
+            }
+        }
+        let (joined, scratch) = buffer.join(len);
+        let outcome = self.read_piece(ino, offset, joined, scratch)?;
         if outcome == Outcome::Read {
             self.counters.count_read_bytes(len);
         }
@@ -99,7 +145,7 @@ impl ImageFs {
 }
 
 /// The part of `wanted` that `extent` covers: as file offsets and as addresses.
-fn overlap(extent: &Extent, wanted: ByteRange) -> Option<(ByteRange, ByteRange)> {
+pub(super) fn overlap(extent: &Extent, wanted: ByteRange) -> Option<(ByteRange, ByteRange)> {
     let file = ByteRange::at(extent.file_offset, extent.len)?;
     let part = file.intersect(wanted)?;
     let address = ByteRange::at(

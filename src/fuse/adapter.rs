@@ -12,10 +12,12 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyXattr, Request,
 };
 
+use crate::blob::ByteRange;
 use crate::fs::counters::Request as Counted;
 use crate::fs::{Attributes, BLOCK_BYTES, Error, ImageFs};
 use crate::fuse::init;
 use crate::fuse::pending::PendingRead;
+use crate::fuse::push::Pusher;
 use crate::layer::Timestamp;
 use crate::tree::NodeKind;
 
@@ -23,11 +25,12 @@ use crate::tree::NodeKind;
 #[derive(Debug)]
 pub(crate) struct Adapter {
     fs: Arc<ImageFs>,
+    pusher: Arc<Pusher>,
 }
 
 impl Adapter {
-    pub(crate) fn new(fs: Arc<ImageFs>) -> Adapter {
-        Adapter { fs }
+    pub(crate) fn new(fs: Arc<ImageFs>, pusher: Arc<Pusher>) -> Adapter {
+        Adapter { fs, pusher }
     }
 
     fn count(&self, request: Counted) {
@@ -48,7 +51,12 @@ impl Filesystem for Adapter {
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.count(Counted::Lookup);
         match self.fs.lookup(parent.0, name.as_bytes()) {
-            Ok(found) => reply.entry(&init::FOR_EVER, &attr(&found), Generation(0)),
+            Ok(found) => {
+                reply.entry(&init::FOR_EVER, &attr(&found), Generation(0));
+                if found.kind == NodeKind::Regular {
+                    self.pusher.used(&*self.fs, found.ino, ByteRange::new(0, 0));
+                }
+            }
             Err(Error::NotFound) => reply.entry(&init::FOR_EVER, &negative(), Generation(0)),
             Err(e) => reply.error(errno(e)),
         }
@@ -92,7 +100,10 @@ impl Filesystem for Adapter {
         reply: ReplyData,
     ) {
         self.count(Counted::Read);
-        PendingRead::new(self.fs.clone(), ino.0, offset, size).answer(reply);
+        let pending = PendingRead::new(self.fs.clone(), ino.0, offset, size);
+        pending.begin(ino.0, &self.pusher, reply);
+        let read = ByteRange::new(offset, offset.saturating_add(size.into()));
+        self.pusher.used(&*self.fs, ino.0, read);
     }
 
     fn readdir(

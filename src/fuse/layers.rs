@@ -11,10 +11,12 @@ use fuser::{
     LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEntry, ReplyOpen, Request,
 };
 
+use crate::blob::ByteRange;
 use crate::fs::LayerFiles;
 use crate::fs::counters::Request as Counted;
 use crate::fuse::init;
 use crate::fuse::pending::PendingRead;
+use crate::fuse::push::Pusher;
 
 /// Inode number of the directory (`FUSE_ROOT_ID`).
 pub(super) const ROOT: u64 = 1;
@@ -25,11 +27,12 @@ pub(super) const FIRST: u64 = 2;
 #[derive(Debug)]
 pub(crate) struct Layers {
     files: Arc<LayerFiles>,
+    pusher: Arc<Pusher>,
 }
 
 impl Layers {
-    pub(crate) fn new(files: Arc<LayerFiles>) -> Layers {
-        Layers { files }
+    pub(crate) fn new(files: Arc<LayerFiles>, pusher: Arc<Pusher>) -> Layers {
+        Layers { files, pusher }
     }
 
     fn attr(&self, ino: u64) -> Option<FileAttr> {
@@ -50,7 +53,11 @@ impl Filesystem for Layers {
     fn lookup(&self, _req: &Request, _parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         self.files.image().counters().count(Counted::Lookup);
         match number(name).and_then(|n| self.attr(n)) {
-            Some(attr) => reply.entry(&init::FOR_EVER, &attr, Generation(0)),
+            Some(attr) => {
+                reply.entry(&init::FOR_EVER, &attr, Generation(0));
+                self.pusher
+                    .used(&*self.files, attr.ino.0, ByteRange::new(0, 0));
+            }
             None => reply.error(Errno::ENOENT),
         }
     }
@@ -83,7 +90,10 @@ impl Filesystem for Layers {
         let Some(n) = ino.0.checked_sub(FIRST) else {
             return reply.error(Errno::EISDIR);
         };
-        PendingRead::new(self.files.clone(), n, offset, size).answer(reply);
+        let pending = PendingRead::new(self.files.clone(), n, offset, size);
+        pending.begin(ino.0, &self.pusher, reply);
+        let read = ByteRange::new(offset, offset.saturating_add(size.into()));
+        self.pusher.used(&*self.files, ino.0, read);
     }
 }
 

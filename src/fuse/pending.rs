@@ -6,7 +6,8 @@ use std::sync::Arc;
 use fuser::{Errno, ReplyData};
 
 use crate::content::Content;
-use crate::fs::{Error, ImageFs, LayerFiles, Outcome, ReadBuffer};
+use crate::fs::{Absent, Error, ImageFs, LayerFiles, Outcome, ReadBuffer};
+use crate::fuse::push::{Pusher, Waiting};
 
 /// How often one read may find bytes absent again (evicted between fetch and read) before EIO.
 const FETCHES_MAX: u32 = 16;
@@ -70,6 +71,8 @@ pub(super) struct PendingRead<R> {
     offset: u64,
     size: u32,
     fetches: u32,
+    /// Present while it waits for the network.
+    waiting: Option<Waiting>,
 }
 
 impl<R: Readable> PendingRead<R> {
@@ -80,15 +83,31 @@ impl<R: Readable> PendingRead<R> {
             offset,
             size,
             fetches: 0,
+            waiting: None,
         }
     }
 
-    pub(super) fn answer(mut self, reply: ReplyData) {
-        let outcome = BUFFER.with_borrow_mut(|buffer| {
+    /// Answers READ, of inode `ino`, now or when the bytes have come; `pusher` hears that it waits.
+    pub(super) fn begin(mut self, ino: u64, pusher: &Pusher, reply: ReplyData) {
+        if let Some((absent, reply)) = self.try_answer(reply) {
+            self.waiting = Some(pusher.waiting(ino));
+            self.fetch(absent, reply);
+        }
+    }
+
+    fn answer(mut self, reply: ReplyData) {
+        if let Some((absent, reply)) = self.try_answer(reply) {
+            self.fetch(absent, reply);
+        }
+    }
+
+    /// Gives the reply back, and what is absent.
+    fn try_answer(&mut self, reply: ReplyData) -> Option<(Absent, ReplyData)> {
+        BUFFER.with_borrow_mut(|buffer| {
             let outcome = self.fs.read(self.file, self.offset, self.size, buffer);
             match outcome {
                 Ok(Outcome::Read) => {
-                    reply.data(&buffer.bytes);
+                    reply.data(buffer.bytes());
                     None
                 }
                 Ok(Outcome::Absent(absent)) if self.fetches < FETCHES_MAX => Some((absent, reply)),
@@ -101,10 +120,10 @@ impl<R: Readable> PendingRead<R> {
                     None
                 }
             }
-        });
-        let Some((absent, reply)) = outcome else {
-            return;
-        };
+        })
+    }
+
+    fn fetch(mut self, absent: Absent, reply: ReplyData) {
         self.fetches += 1;
         let content = self.fs.content().clone();
         content.fetch(

@@ -4,7 +4,7 @@ use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use fuser::{Config, MountOption, SessionACL};
 use rustix::mount::{
@@ -15,6 +15,7 @@ use crate::fs::{ImageFs, LayerFiles};
 use crate::fuse::adapter::Adapter;
 use crate::fuse::layers::Layers;
 use crate::fuse::probe::Probe;
+use crate::fuse::push::{Foresight, Open, Pusher};
 
 /// Threads that answer requests. Two: one keeps answering while the other copies a large read;
 /// more gain nothing on a path that never waits.
@@ -42,6 +43,8 @@ pub struct Session {
     served: Served,
     mountpoint: PathBuf,
     helped: bool,
+    /// Whether pages are pushed.
+    pushing: Open,
 }
 
 /// What answers.
@@ -98,12 +101,15 @@ impl Unmounter {
 pub struct Eraser {
     notifier: fuser::Notifier,
     inodes: u64,
+    pushing: Open,
 }
 
 impl Eraser {
     /// Does it, also for files that are open or mapped. Works after the connection was aborted, and
     /// should be called then: before, a read that is under way could put pages back.
     pub fn erase(&self) {
+        // Nothing is under way once this can be said, and nothing follows.
+        *self.pushing.lock().unwrap_or_else(PoisonError::into_inner) = false;
         for ino in 1..=self.inodes {
             // Of most inodes the kernel knows nothing.
             let _unknown = self.notifier.inval_inode(fuser::INodeNo(ino), 0, 0);
@@ -122,10 +128,12 @@ impl Session {
     ) -> io::Result<Session> {
         let mut config = config(flags.allow_other);
         let source = shown_source(source);
+        let pusher = Arc::new(Pusher::default());
+        let adapter = Adapter::new(fs.clone(), pusher.clone());
         let (session, helped) = match mount_directly(mountpoint, &source, flags) {
             Ok(device) => {
                 let acl = config.acl;
-                let session = fuser::Session::from_fd(Adapter::new(fs), device, acl, config);
+                let session = fuser::Session::from_fd(adapter, device, acl, config);
                 let undo = |_: &io::Error| {
                     let _gone = rustix::mount::unmount(mountpoint, UnmountFlags::DETACH);
                 };
@@ -140,17 +148,16 @@ impl Session {
             }
             Err(rustix::io::Errno::PERM) => {
                 config.mount_options = mount_options(source, flags.noexec);
-                (
-                    fuser::Session::new(Adapter::new(fs), mountpoint, &config)?,
-                    true,
-                )
+                (fuser::Session::new(adapter, mountpoint, &config)?, true)
             }
             Err(e) => return Err(e.into()),
         };
+        let pushing = push(&pusher, &fs, session.as_fd());
         Ok(Session {
             served: Served::Image(session),
             mountpoint: mountpoint.to_owned(),
             helped,
+            pushing,
         })
     }
 
@@ -163,8 +170,12 @@ impl Session {
         mountpoint: &Path,
         allow_other: bool,
     ) -> io::Result<Session> {
+        let pusher = Arc::new(Pusher::default());
+        let adapter = Adapter::new(fs.clone(), pusher.clone());
+        let session = resumed(adapter, device, config(allow_other))?;
         Ok(Session {
-            served: Served::Image(resumed(Adapter::new(fs), device, config(allow_other))?),
+            pushing: push(&pusher, &fs, session.as_fd()),
+            served: Served::Image(session),
             mountpoint: mountpoint.to_owned(),
             helped: false,
         })
@@ -172,8 +183,12 @@ impl Session {
 
     /// The same with [`Session::layers`].
     pub fn resume_layers(files: Arc<LayerFiles>, device: &OwnedFd) -> io::Result<Session> {
+        let pusher = Arc::new(Pusher::default());
+        let layers = Layers::new(files.clone(), pusher.clone());
+        let session = resumed(layers, device, config(false))?;
         Ok(Session {
-            served: Served::Layers(resumed(Layers::new(files), device, config(false))?),
+            pushing: push(&pusher, &files, session.as_fd()),
+            served: Served::Layers(session),
             mountpoint: PathBuf::new(),
             helped: false,
         })
@@ -191,7 +206,13 @@ impl Session {
 
     /// Mounts the files of layers out of sight, for nobody but this user. Needs `CAP_SYS_ADMIN`.
     pub fn layers(files: Arc<LayerFiles>) -> io::Result<Detached> {
-        detached(Layers::new(files), Served::Layers)
+        let pusher = Arc::new(Pusher::default());
+        let layers = Layers::new(files.clone(), pusher.clone());
+        let mut detached = detached(layers, Served::Layers)?;
+        if let Served::Layers(session) = &detached.session.served {
+            detached.session.pushing = push(&pusher, &files, session.as_fd());
+        }
+        Ok(detached)
     }
 
     /// Mounts the files of [`probe`](crate::fuse::probe) out of sight.
@@ -222,6 +243,7 @@ impl Session {
                 Served::Probe(session) => session.notifier(),
             },
             inodes,
+            pushing: self.pushing.clone(),
         }
     }
 
@@ -233,6 +255,17 @@ impl Session {
             Served::Probe(session) => session.run(),
         }
     }
+}
+
+/// Starts to push; without it everything is asked for.
+fn push<F: Foresight>(pusher: &Pusher, source: &Arc<F>, device: BorrowedFd<'_>) -> Open {
+    let started = device
+        .try_clone_to_owned()
+        .and_then(|device| pusher.start(source.clone(), device));
+    if let Err(error) = started {
+        tracing::debug!(%error, "nothing is pushed");
+    }
+    pusher.open()
 }
 
 fn config(allow_other: bool) -> Config {
@@ -323,6 +356,7 @@ fn detached<F: fuser::Filesystem>(
         served: served(session),
         mountpoint: PathBuf::new(),
         helped: false,
+        pushing: Open::default(),
     };
     Ok(Detached { session, mount })
 }

@@ -273,7 +273,7 @@ impl View {
             let path = || self.tree().path(ino).unwrap_or_default();
             match read.map_err(|_| self.error(&path(), "its bytes in the cache cannot be read"))? {
                 Outcome::Read => {
-                    out.write(&buffer.bytes).map_err(Error::Output)?;
+                    out.write(buffer.bytes()).map_err(Error::Output)?;
                     at += u64::from(size);
                     tries = 0;
                 }

@@ -425,7 +425,7 @@ fn wire(
         hot::stream_hot(pack, &content, &late, &own)?;
     }
     Ok(Assembled {
-        fs: Arc::new(ImageFs::late(tree, content)),
+        fs: foreknown.told(ImageFs::late(tree, content)),
         image: ResolvedImage {
             digest: image.digest,
             platform: image.platform,

@@ -39,6 +39,9 @@ pub struct Stats {
     pub reads: u64,
     /// Bytes handed to readers by the worker.
     pub read_bytes: u64,
+    /// Bytes put into the kernel's page cache before anybody asked for them.
+    #[serde(default)]
+    pub pushed_bytes: u64,
     /// Microseconds from when the mount was usable until the first bytes of a file were handed to a
     /// reader by the worker; absent before that.
     #[serde(default)]
@@ -103,6 +106,7 @@ impl Stats {
             hosts: Vec::new(),
             reads: requests.read,
             read_bytes: fs.counters().read_bytes(),
+            pushed_bytes: fs.counters().pushed_bytes(),
             first_byte_us: fs.counters().first_byte().map(|d| d.as_micros() as u64),
             stalled_reads: content.stalled_reads,
             stalled_total_ms: content.stalled_total_ms,

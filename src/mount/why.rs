@@ -1,6 +1,8 @@
 //! Why readers of a mount waited: which file, which span of which layer, what it cost, and whether a
 //! pack would have avoided it.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::blob::ByteRange;
@@ -17,6 +19,28 @@ pub(crate) struct Foreknown {
     pub(crate) profile: Profile,
     /// The pack that it uses.
     pub(crate) pack: Option<(Digest, Vec<HotRange>)>,
+}
+
+impl Foreknown {
+    /// `fs`, told what readers will probably want.
+    pub(crate) fn told(&self, fs: ImageFs) -> Arc<ImageFs> {
+        fs.foresee(self.addresses(&fs));
+        Arc::new(fs)
+    }
+
+    /// Layers and addresses that readers will probably want, in order of first use.
+    fn addresses(&self, fs: &ImageFs) -> Vec<(u32, ByteRange)> {
+        let sizes: Vec<u64> = fs.content().address_sizes().collect();
+        let size = |layer: u32| sizes.get(layer as usize).copied().unwrap_or(0);
+        let profile = self.profile.touches.iter();
+        let profile = profile.map(|t| (t.layer, t.range(size(t.layer))));
+        let hot = self.pack.iter().flat_map(|(_, hot)| hot);
+        let hot = hot.map(|h| (h.layer, h.range(size(h.layer))));
+        match self.profile.touches.is_empty() {
+            true => hot.collect(),
+            false => profile.collect(),
+        }
+    }
 }
 
 /// The waits of one mount, since it was mounted.
