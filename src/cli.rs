@@ -16,6 +16,7 @@ mod output;
 mod progress;
 mod publish;
 mod run;
+mod served;
 mod settings;
 mod upgrade;
 mod why;
@@ -30,11 +31,16 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::args::container::ContainerCommand;
 use crate::cli::args::{Args, Command, LogFormat};
 use crate::cli::output::Failure;
+use crate::cli::served::Log;
 use crate::cli::settings::Settings;
 
 /// Runs the command line `words` (the program's name first). Exit codes: 0 done, 1 failed,
 /// 2 wrong usage.
 pub fn run(words: Vec<OsString>) -> ExitCode {
+    if let Some((serve, log)) = served::process(&words) {
+        start_log(&log);
+        return serve();
+    }
     let (words, name) = args::arranged(words);
     let in_container = matches!(name.as_deref(), Some("run" | "exec"));
     let matches = match Args::command().try_get_matches_from(words) {
@@ -50,8 +56,12 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
         Command::Keeper => Some(crate::mount::keeper::run as fn() -> ExitCode),
         _ => None,
     };
+    let log = Log {
+        verbose: args.global.verbose,
+        format: args.global.log_format,
+    };
     if let Some(serve) = served {
-        start_log(&args);
+        start_log(&log);
         return serve();
     }
     let verbose = args.global.verbose > 0;
@@ -61,7 +71,7 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
             Command::Container(ContainerCommand::Watch(_))
         )
     {
-        start_log(&args);
+        start_log(&log);
     }
     match dispatch(args) {
         Ok(code) => code,
@@ -112,20 +122,20 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
 }
 
 /// The log goes to standard error, which for a worker in the background is the log file.
-fn start_log(args: &Args) {
-    let level = match args.global.verbose {
+fn start_log(log: &Log) {
+    let level = match log.verbose {
         0 => "rsmount=info,warn",
         1 => "rsmount=debug,warn",
         _ => "rsmount=trace,debug",
     };
     let filter = EnvFilter::try_from_env("RSMOUNT_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt()
+    let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_ansi(false)
         .with_writer(std::io::stderr);
-    if args.global.log_format == LogFormat::Json {
-        log.json().init();
+    if log.format == LogFormat::Json {
+        subscriber.json().init();
     } else {
-        log.init();
+        subscriber.init();
     }
 }

@@ -135,7 +135,7 @@ impl ImageFs {
         self.tree.has_acls()
     }
 
-    fn node(&self, ino: u64) -> Result<(Ino, &Node), Error> {
+    fn node(&self, ino: u64) -> Result<(Ino, Node), Error> {
         let ino = Ino::from_raw(ino).ok_or(Error::StaleInode(ino))?;
         let node = self.tree.node(ino).ok_or(Error::StaleInode(ino.get()))?;
         Ok((ino, node))

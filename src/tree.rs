@@ -1,5 +1,6 @@
 //! The merged tree: what the layers of an image look like on top of each other. Immutable, in flat
-//! arrays, about 100 bytes a node; no I/O and no lock anywhere.
+//! arrays as they are stored ([`stored`]), about 100 bytes a node; no I/O and no lock anywhere. So a
+//! tree that is kept in a file is used where it is, and all mounts of an image share its memory.
 //!
 //! # How it is made
 //!
@@ -21,6 +22,7 @@ pub mod stored;
 pub mod xattr;
 
 mod draft;
+mod extents;
 mod freeze;
 mod links;
 mod walk;
@@ -29,11 +31,14 @@ mod walk;
 mod tests;
 
 use std::fmt;
+use std::ops::Deref;
 
 pub use error::MergeError;
+pub use extents::Extents;
 pub use node::{Ino, LayerId, Node, NodeKind};
 
-use crate::layer::{Extent, LayerPath, Xattr};
+use crate::layer::{LayerPath, Xattr};
+use crate::tree::stored::{Places, StoredDentry, StoredExtent, StoredNode};
 
 /// Most nodes and names that a tree may have while layers are applied. The largest images have one
 /// to two million files; eight million cost about 1 GiB, and a hostile layer of a few megabytes
@@ -42,15 +47,14 @@ pub const NODES_MAX: usize = 8 << 20;
 /// Symbolic links followed to reach one path inside a mounted image, as in the kernel (path_resolution(7)).
 pub const FOLLOW_MAX: usize = 40;
 
+/// Bytes that a tree is used from: its own, or a file's.
+pub type Memory = Box<dyn Deref<Target = [u8]> + Send + Sync>;
+
 /// One immutable merged tree.
 pub struct Tree {
-    /// Ino 1 is at position 0.
-    nodes: Vec<Node>,
-    /// Children of all directories; those of one directory stand together, sorted by name.
-    dentries: Vec<Dentry>,
-    /// Names of dentries and targets of symbolic links.
-    names: Vec<u8>,
-    extents: Vec<Extent>,
+    bytes: Memory,
+    /// Where each array is in `bytes`.
+    places: Places,
     /// Distinct sets; position 0 is the empty one.
     xattrs: Vec<Box<[Xattr]>>,
     total_bytes: u64,
@@ -73,15 +77,20 @@ impl Tree {
     }
 
     /// The node of `ino`; `None` when there is no such inode.
-    pub fn node(&self, ino: Ino) -> Option<&Node> {
-        self.nodes.get(ino.index())
+    pub fn node(&self, ino: Ino) -> Option<Node> {
+        stored::node(self.nodes().get(ino.index())?)
     }
 
     /// What `name` means in the directory `dir`. `.` and `..` are not names here.
     pub fn lookup(&self, dir: Ino, name: &[u8]) -> Option<Ino> {
         let dentries = self.dentries(dir);
-        let at = dentries.binary_search_by(|d| self.name(d).cmp(name)).ok()?;
-        Some(dentries[at].ino)
+        let order = |d: &StoredDentry| {
+            stored::dentry(d)
+                .map_or(&[][..], |d| self.name(d))
+                .cmp(name)
+        };
+        let at = dentries.binary_search_by(order).ok()?;
+        Some(stored::dentry(&dentries[at])?.ino)
     }
 
     /// The names in a directory, sorted by bytes; nothing when `dir` is not a directory.
@@ -91,9 +100,9 @@ impl Tree {
 
     /// The names in a directory from position `n` on.
     pub fn children_from(&self, dir: Ino, n: usize) -> impl Iterator<Item = (&[u8], Ino)> {
-        self.dentries(dir)
-            .iter()
-            .skip(n)
+        let dentries = self.dentries(dir).iter().skip(n);
+        dentries
+            .filter_map(stored::dentry)
             .map(|d| (self.name(d), d.ino))
     }
 
@@ -111,7 +120,7 @@ impl Tree {
     /// What readlink gives; `None` when it is not a symbolic link.
     pub fn symlink_target(&self, ino: Ino) -> Option<&[u8]> {
         let node = self.node(ino).filter(|n| n.kind == NodeKind::Symlink)?;
-        self.names.get(node.body())
+        self.names().get(node.body())
     }
 
     /// All extended attributes that the layers give, sorted by name. A mount shows
@@ -131,21 +140,25 @@ impl Tree {
 
     /// The layer that gives the node, and for a regular file where its data stands there, sorted by
     /// offset in the file. What no extent covers reads as zeros.
-    pub fn extents(&self, ino: Ino) -> (LayerId, &[Extent]) {
-        let Some(node) = self.node(ino) else {
-            return (LayerId(0), &[]);
-        };
-        let extents = match node.kind {
-            NodeKind::Regular => self.extents.get(node.body()).unwrap_or(&[]),
-            _ => &[],
-        };
-        (node.layer, extents)
+    pub fn extents(&self, ino: Ino) -> (LayerId, Extents<'_>) {
+        let node = self.node(ino);
+        node.map_or((LayerId(0), Extents::default()), |node| {
+            (node.layer, self.extents_of(&node))
+        })
+    }
+
+    /// The extents of a node of this tree.
+    pub fn extents_of(&self, node: &Node) -> Extents<'_> {
+        match node.kind {
+            NodeKind::Regular => Extents(self.all_extents().get(node.body()).unwrap_or(&[])),
+            _ => Extents::default(),
+        }
     }
 
     /// How many inodes there are; the numbers are `1..=len()`.
     #[expect(clippy::len_without_is_empty, reason = "a tree has at least its root")]
     pub fn len(&self) -> usize {
-        self.nodes.len()
+        self.nodes().len()
     }
 
     /// Whether any node has an extended attribute that a mount might show.
@@ -216,7 +229,8 @@ impl Tree {
         let (mut names, mut at) = (Vec::new(), ino);
         while at != Ino::ROOT {
             let above = self.parent(at);
-            names.push(self.name(self.dentries(above).iter().find(|d| d.ino == at)?));
+            let (name, _) = self.children(above).find(|(_, ino)| *ino == at)?;
+            names.push(name);
             at = above;
         }
         let mut path = Vec::new();
@@ -230,16 +244,29 @@ impl Tree {
         Some(path)
     }
 
-    fn dentries(&self, dir: Ino) -> &[Dentry] {
+    fn nodes(&self) -> &[StoredNode] {
+        self.bytes[self.places.nodes.clone()].as_chunks().0
+    }
+
+    fn names(&self) -> &[u8] {
+        &self.bytes[self.places.names.clone()]
+    }
+
+    fn all_extents(&self) -> &[StoredExtent] {
+        self.bytes[self.places.extents.clone()].as_chunks().0
+    }
+
+    fn dentries(&self, dir: Ino) -> &[StoredDentry] {
+        let all = self.bytes[self.places.dentries.clone()].as_chunks().0;
         self.node(dir)
             .filter(|n| n.kind == NodeKind::Directory)
-            .and_then(|n| self.dentries.get(n.body()))
+            .and_then(|n| all.get(n.body()))
             .unwrap_or(&[])
     }
 
-    fn name(&self, dentry: &Dentry) -> &[u8] {
+    fn name(&self, dentry: Dentry) -> &[u8] {
         let start = dentry.name_start as usize;
-        self.names
+        self.names()
             .get(start..start + dentry.name_len as usize)
             .unwrap_or(&[])
     }
@@ -248,8 +275,7 @@ impl Tree {
 impl fmt::Debug for Tree {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tree")
-            .field("nodes", &self.nodes.len())
-            .field("names", &self.dentries.len())
+            .field("nodes", &self.len())
             .field("total_bytes", &self.total_bytes)
             .finish_non_exhaustive()
     }

@@ -68,7 +68,7 @@ impl Written {
             file.write_all_at(tar, 0).unwrap();
             file.set_len(device.bytes).unwrap();
             for composed in image.composed().iter().filter(|c| c.layer as usize == n) {
-                for e in tree.extents(composed.ino).1 {
+                for e in tree.extents(composed.ino).1.iter() {
                     let from = usize::try_from(e.address).unwrap();
                     let piece = &tar[from..from + usize::try_from(e.len).unwrap()];
                     let at = composed.start + e.file_offset;

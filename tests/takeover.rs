@@ -398,3 +398,56 @@ fn a_signal_to_the_keeper_ends_the_mount() {
     assert_eq!(place.leftovers(), 0);
     drop(mounted);
 }
+
+/// Files below `directory`.
+fn files_below(directory: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(directory).unwrap();
+    let below = |path: PathBuf| match path.is_dir() {
+        true => files_below(&path),
+        false => vec![path],
+    };
+    entries.flat_map(|e| below(e.unwrap().path())).collect()
+}
+
+#[test]
+fn a_tree_that_is_cut_short_while_it_is_in_use_is_made_anew() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    // More names than the pages that were read already hold.
+    let mut layer = Layer::new();
+    for n in 0..4000 {
+        let directory = format!("d{n}");
+        layer = layer.dir(&directory, DIR);
+        layer = layer.file(&format!("{directory}/file"), FILE, directory.as_bytes());
+    }
+    layout::write(&place.path("image"), &[layer.tar()], Pack::Plain);
+    let options = ["--engine", "fuse"];
+    drop(place.mount("image", &options));
+    // Now it is used from where it is kept.
+    let mounted = place.mount("image", &options);
+    let before = record(&place);
+    let kept = files_below(&place.path("cache"));
+    let is_tree = |path: &&PathBuf| path.to_str().unwrap().contains(".tree-");
+    let tree: Vec<_> = kept.iter().filter(is_tree).collect();
+    let [tree] = tree[..] else {
+        panic!("{kept:?}");
+    };
+    File::options()
+        .write(true)
+        .open(tree)
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    for n in 0..4000 {
+        let path = mounted.path(&format!("d{n}/file"));
+        assert_eq!(std::fs::read_to_string(path).unwrap(), format!("d{n}"));
+    }
+    let after = successor(&place, &before);
+    assert_ne!(after["pid"], before["pid"]);
+    drop(mounted);
+    // What was made anew is kept.
+    let mounted = place.mount("image", &options);
+    assert_eq!(std::fs::read_dir(mounted.path("")).unwrap().count(), 4000);
+}

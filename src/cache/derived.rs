@@ -13,6 +13,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
+use super::mapped::Mapped;
 use super::staging::Staging;
 use super::{Cache, CacheError};
 use crate::oci::Digest;
@@ -30,6 +31,13 @@ pub struct Derived {
     pub file: File,
     /// Length of the content.
     pub bytes: u64,
+}
+
+impl Derived {
+    /// The content, in the file's own pages: memory that everybody shares who does this.
+    pub fn map(&self) -> io::Result<Mapped> {
+        Mapped::new(&self.file, self.bytes)
+    }
 }
 
 /// Counts and sums what is written.

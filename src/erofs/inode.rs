@@ -49,7 +49,7 @@ fn format_bits(kind: NodeKind) -> u32 {
 
 /// Logarithm of the blocks of a chunk for a file of `size` bytes with these extents; `None` when the
 /// file has to be composed.
-pub(super) fn chunk_bits(size: u64, extents: &[Extent]) -> Option<u32> {
+pub(super) fn chunk_bits(size: u64, extents: impl Iterator<Item = Extent>) -> Option<u32> {
     let whole = size.div_ceil(BLOCK_BYTES).next_power_of_two().ilog2();
     // Bits that a chunk's bounds must not have: of every place where an extent begins or ends, but
     // for the end of the file.
@@ -112,7 +112,7 @@ pub(super) fn write(tree: &Tree, (ino, node): (Ino, &Node), body: &Body, out: &m
         Data::Chunks { bits } => {
             out.resize(start + (out.len() - start).next_multiple_of(INDEX_BYTES), 0);
             let (layer, extents) = tree.extents(ino);
-            write_chunks(node.size, bits, layer, extents, out);
+            write_chunks(node.size, bits, layer, extents.iter(), out);
         }
         Data::Composed { bits, address } => {
             out.resize(start + (out.len() - start).next_multiple_of(INDEX_BYTES), 0);
@@ -122,7 +122,7 @@ pub(super) fn write(tree: &Tree, (ino, node): (Ino, &Node), body: &Body, out: &m
                 address,
                 len: node.size,
             };
-            write_chunks(node.size, bits, layer, &[whole], out);
+            write_chunks(node.size, bits, layer, std::iter::once(whole), out);
         }
         Data::None | Data::Blocks { .. } | Data::Special => {}
     }
@@ -145,9 +145,15 @@ pub(super) enum Data {
     Special,
 }
 
-fn write_chunks(size: u64, bits: u32, layer: LayerId, extents: &[Extent], out: &mut Vec<u8>) {
+fn write_chunks(
+    size: u64,
+    bits: u32,
+    layer: LayerId,
+    extents: impl Iterator<Item = Extent>,
+    out: &mut Vec<u8>,
+) {
     let chunk = BLOCK_BYTES << bits;
-    let mut extents = extents.iter().peekable();
+    let mut extents = extents.peekable();
     for n in 0..chunks(size, bits) {
         let at = n * chunk;
         while extents.next_if(|e| e.file_offset + e.len <= at).is_some() {}
@@ -192,19 +198,25 @@ mod tests {
     #[test]
     fn an_ordinary_file_is_one_chunk() {
         for (size, bits) in [(1, 0), (512, 0), (513, 1), (5000, 4), (1 << 40, 31)] {
-            assert_eq!(chunk_bits(size, &[extent(0, 1536, size)]), Some(bits));
+            assert_eq!(
+                chunk_bits(size, [extent(0, 1536, size)].into_iter()),
+                Some(bits)
+            );
             assert_eq!(chunks(size, bits), 1);
         }
-        assert_eq!(chunk_bits(3 << 40, &[extent(0, 512, 3 << 40)]), Some(31));
+        assert_eq!(
+            chunk_bits(3 << 40, [extent(0, 512, 3 << 40)].into_iter()),
+            Some(31)
+        );
         assert_eq!(chunks(3 << 40, 31), 3);
     }
 
     #[test]
     fn holes_make_chunks_smaller() {
         let sparse = [extent(4096, 1024, 8192), extent(1 << 20, 9216, 100)];
-        assert_eq!(chunk_bits((1 << 20) + 100, &sparse), Some(3));
+        assert_eq!(chunk_bits((1 << 20) + 100, sparse.into_iter()), Some(3));
         let mut out = Vec::new();
-        write_chunks((1 << 20) + 100, 3, LayerId(2), &sparse, &mut out);
+        write_chunks((1 << 20) + 100, 3, LayerId(2), sparse.into_iter(), &mut out);
         let index = |n: usize| &out[n * 8..n * 8 + 8];
         assert_eq!(index(0), [255, 255, 0, 0, 255, 255, 255, 255]);
         assert_eq!(index(1), [0, 0, 3, 0, 2, 0, 0, 0]);
@@ -216,11 +228,14 @@ mod tests {
 
     #[test]
     fn what_no_block_begins_with_is_composed() {
-        assert_eq!(chunk_bits(1000, &[extent(100, 512, 10)]), None);
-        assert_eq!(chunk_bits(1000, &[extent(512, 513, 488)]), None);
-        assert_eq!(chunk_bits(2000, &[extent(0, 512, 10)]), None);
+        assert_eq!(chunk_bits(1000, [extent(100, 512, 10)].into_iter()), None);
+        assert_eq!(chunk_bits(1000, [extent(512, 513, 488)].into_iter()), None);
+        assert_eq!(chunk_bits(2000, [extent(0, 512, 10)].into_iter()), None);
         let far = 9 << 30;
-        assert_eq!(chunk_bits(far, &[extent(far - 512, 512, 512)]), None);
-        assert_eq!(chunk_bits(far, &[]), Some(25));
+        assert_eq!(
+            chunk_bits(far, [extent(far - 512, 512, 512)].into_iter()),
+            None
+        );
+        assert_eq!(chunk_bits(far, [].into_iter()), Some(25));
     }
 }

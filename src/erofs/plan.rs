@@ -132,7 +132,7 @@ impl<'t> Image<'t> {
         for (ino, node, body) in self.inodes() {
             let at = (self.nid(ino) * NID_BYTES - written) as usize;
             piece.resize(at, 0);
-            inode::write(self.tree, (ino, node), body, &mut piece);
+            inode::write(self.tree, (ino, &node), body, &mut piece);
             written += flush(&mut piece, PIECE_BYTES, &mut signed, out)?;
         }
         piece.resize((self.blocks_from - written) as usize, 0);
@@ -154,7 +154,7 @@ impl<'t> Image<'t> {
         Ok(())
     }
 
-    fn inodes(&self) -> impl Iterator<Item = (Ino, &Node, &Body)> {
+    fn inodes(&self) -> impl Iterator<Item = (Ino, Node, &Body)> {
         inos(self.tree)
             .zip(&self.bodies)
             .filter_map(|(ino, body)| Some((ino, self.tree.node(ino)?, body)))
@@ -166,7 +166,7 @@ impl<'t> Image<'t> {
             let Some(node) = self.tree.node(ino) else {
                 continue;
             };
-            let mut body = self.body(ino, node)?;
+            let mut body = self.body(ino, &node)?;
             let mut bytes = (INODE_BYTES + body.xattr_bytes) as u64;
             at = at.next_multiple_of(NID_BYTES);
             match body.data {
@@ -231,7 +231,7 @@ impl<'t> Image<'t> {
 
     fn regular(&mut self, ino: Ino, size: u64) -> Result<Data, ErofsError> {
         let (layer, extents) = self.tree.extents(ino);
-        if let Some(bits) = inode::chunk_bits(size, extents) {
+        if let Some(bits) = inode::chunk_bits(size, extents.iter()) {
             return Ok(Data::Chunks { bits });
         }
         let at = layer.0 as usize;
@@ -250,7 +250,7 @@ impl<'t> Image<'t> {
             ino,
             bytes: size,
         });
-        let bits = inode::chunk_bits(size, &[]).ok_or(ErofsError::TooLarge)?;
+        let bits = inode::chunk_bits(size, std::iter::empty()).ok_or(ErofsError::TooLarge)?;
         Ok(Data::Composed {
             bits,
             address: start,

@@ -76,7 +76,7 @@ impl ImageFs {
         let (layer, extents) = self.tree.extents(ino);
         let of = self.foreseen.of(layer.0);
         let mut found = Vec::new();
-        for extent in extents {
+        for extent in extents.iter() {
             let Some(address) = ByteRange::at(extent.address, extent.len) else {
                 continue;
             };
@@ -106,8 +106,8 @@ impl ImageFs {
     ) -> Result<Presence, Error> {
         let (ino, _) = self.node(ino)?;
         let (layer, extents) = self.tree.extents(ino);
-        let first = extents.partition_point(|e| e.file_offset + e.len <= range.start());
-        let part = extents.get(first).and_then(|extent| overlap(extent, range));
+        let first = extents.from_offset(range.start()).first();
+        let part = first.and_then(|extent| overlap(&extent, range));
         let Some((_, address)) = part.filter(|(part, _)| *part == range) else {
             return Ok(Presence::Absent);
         };

@@ -23,7 +23,7 @@ impl ImageFs {
         let mut found: Vec<Option<First>> = vec![None; wanted.len()];
         for ino in (1..=self.tree.len() as u64).filter_map(Ino::from_raw) {
             let (layer, extents) = self.tree.extents(ino);
-            for extent in extents {
+            for extent in extents.iter() {
                 let Some(address) = ByteRange::at(extent.address, extent.len) else {
                     continue;
                 };

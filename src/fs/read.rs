@@ -89,10 +89,8 @@ impl ImageFs {
         let len = end.saturating_sub(offset);
         let wanted = ByteRange::new(offset, offset.saturating_add(len));
         let (layer, extents) = self.tree.extents(inode);
-        let first = extents.partition_point(|e| e.file_offset + e.len <= offset);
-        let part = extents
-            .get(first)
-            .and_then(|extent| overlap(extent, wanted));
+        let first = extents.from_offset(offset).first();
+        let part = first.and_then(|extent| overlap(&extent, wanted));
         if let Some((part, address)) = part
             && part == wanted
         {
@@ -122,9 +120,8 @@ impl ImageFs {
         let (ino, _) = self.node(ino)?;
         let wanted = ByteRange::new(offset, offset.saturating_add(out.len() as u64));
         let (layer, extents) = self.tree.extents(ino);
-        let first = extents.partition_point(|e| e.file_offset + e.len <= wanted.start());
-        for extent in &extents[first..] {
-            let Some((part, address)) = overlap(extent, wanted) else {
+        for extent in extents.from_offset(wanted.start()).iter() {
+            let Some((part, address)) = overlap(&extent, wanted) else {
                 break;
             };
             let at = (part.start() - wanted.start()) as usize;

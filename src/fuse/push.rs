@@ -40,9 +40,9 @@ const PUSHED_BYTES_MAX: u64 = 128 << 20;
 /// How often a file is tried of which nothing can be pushed.
 const TRIES: u32 = 16;
 
-/// The kernel knows an inode only when whoever looked it up has run: so often, and so long, that is
-/// waited for.
-const UNKNOWN_TRIES: u32 = 5;
+/// The kernel knows an inode only when whoever looked it up has run: so often that is waited for, at
+/// first so long, then twice as long each time (80 ms in all).
+const UNKNOWN_TRIES: u32 = 12;
 const UNKNOWN_WAIT: Duration = Duration::from_micros(20);
 
 /// What knows of the future.
@@ -318,8 +318,8 @@ impl<F: Foresight> Pushing<F> {
             match store(&self.device, ino, piece.start(), self.buffer.bytes()) {
                 Ok(()) => break,
                 Err(e) if e.kind() == io::ErrorKind::NotFound && tries < UNKNOWN_TRIES => {
+                    std::thread::sleep(UNKNOWN_WAIT * (1 << tries));
                     tries += 1;
-                    std::thread::sleep(UNKNOWN_WAIT);
                 }
                 Err(e) if e.kind() == io::ErrorKind::NotFound => return Pushed::NotYet,
                 Err(error) => {

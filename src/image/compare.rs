@@ -164,7 +164,7 @@ fn changes(old: &View, new: &View, pair: &Pair) -> Result<Vec<&'static str>, Err
     let timed = |n: &Node| (n.kind != NodeKind::Directory).then_some(n.mtime);
     differs(
         &mut what,
-        was.kind == is.kind && timed(was) != timed(is),
+        was.kind == is.kind && timed(&was) != timed(&is),
         "mtime",
     );
     differs(&mut what, was.rdev != is.rdev, "device");

@@ -151,7 +151,7 @@ impl Copier<'_> {
         }
         let made = match self.first_names.get(&ino) {
             Some(first) if node.nlink > 1 => self.link(first, name),
-            _ => self.node(ino, node, name),
+            _ => self.node(ino, &node, name),
         };
         match made {
             Ok(true) => {
@@ -226,7 +226,7 @@ impl Copier<'_> {
                 continue;
             }
             let node = self.view.node(open.ino)?;
-            let finished = self.finish(&open.fd, open.ino, node);
+            let finished = self.finish(&open.fd, open.ino, &node);
             finished.map_err(|e| self.failed(&self.target(&open.path), e))?;
         }
         Ok(())

@@ -64,7 +64,7 @@ fn head(
         path.push(b'/');
     }
     let target = known.or_else(|| view.tree().symlink_target(ino));
-    let mut records = records(view, ino, node);
+    let mut records = records(view, ino, &node);
     if path.len() > NAME_BYTES {
         record(&mut records, b"path", &path);
     }
@@ -84,7 +84,7 @@ fn head(
         out.write_all(&records)?;
     }
     let mut header = Header::new_ustar();
-    fill(&mut header, node, known.is_some())?;
+    fill(&mut header, &node, known.is_some())?;
     set_name(&mut header.as_old_mut().name, &path);
     if let Some(target) = target {
         set_name(&mut header.as_old_mut().linkname, target);

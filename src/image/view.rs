@@ -102,7 +102,7 @@ impl View {
     }
 
     /// The node of `ino`.
-    pub fn node(&self, ino: Ino) -> Result<&Node, Error> {
+    pub fn node(&self, ino: Ino) -> Result<Node, Error> {
         let path = || self.tree().path(ino).unwrap_or_default();
         let node = self.tree().node(ino);
         node.ok_or_else(|| self.error(&path(), "no such file or directory"))
@@ -244,7 +244,7 @@ impl View {
         let node = self.node(ino)?;
         let (_, extents) = self.tree().extents(ino);
         let mut at = 0;
-        for extent in extents {
+        for extent in extents.iter() {
             if extent.file_offset > at {
                 out.skip(extent.file_offset - at).map_err(Error::Output)?;
                 at = extent.file_offset;

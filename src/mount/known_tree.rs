@@ -1,11 +1,18 @@
 //! The merged tree of an image: loaded from the cache, or made of the layers' indexes and kept there.
 //!
-//! A mount of an image whose tree is kept makes nothing: with the kernel engine it does not even load
-//! it, and no index is decoded before a byte has to be fetched.
+//! A mount of an image whose tree is kept makes nothing: with the kernel engine it does not even look at
+//! it, and no index is decoded before a byte has to be fetched. The file is used where it is, after it
+//! was checked whole, so a further mount of an image has no tree of its own.
+//!
+//! Should the file be cut short or its disk fail while it is in use, the kernel kills the worker
+//! (SIGBUS), before it has answered with what is not there. The keeper starts the next one, which
+//! checks the file, and makes the tree anew; whoever asked waits. Rejected: to catch the signal and
+//! read zeros instead, which takes a handler that every answer has to look at afterwards; and to read the
+//! file piece by piece, sixteen calls for each name that is looked up.
 
 use std::sync::Arc;
 
-use crate::cache::Cache;
+use crate::cache::{Cache, Derived};
 use crate::content::LateIndex;
 use crate::fs::LoadTree;
 use crate::layer::LayerIndex;
@@ -37,9 +44,13 @@ pub(super) fn late(cache: &Cache, key: &Digest, indexes: &[LateIndex]) -> LoadTr
 }
 
 fn load(cache: &Cache, key: &Digest) -> Option<Tree> {
-    let mut bytes = Vec::new();
-    cache.derived(key, KIND, &mut |piece| bytes.extend_from_slice(piece))?;
-    Tree::restore(&bytes)
+    mapped(&cache.derived(key, KIND, &mut |_| {})?)
+}
+
+fn mapped(derived: &Derived) -> Option<Tree> {
+    let mapped = derived.map();
+    let mapped = mapped.inspect_err(|error| tracing::warn!(%error, "a stored tree is not used"));
+    Tree::restore(Box::new(mapped.ok()?))
 }
 
 /// Makes the tree; kept when there is a `key`.
@@ -50,10 +61,15 @@ pub(super) fn make(
 ) -> Result<Tree, MergeError> {
     let indexes: Vec<Arc<LayerIndex>> = indexes.iter().map(|i| i.get().clone()).collect();
     let tree = Tree::merge(&indexes)?;
-    if key.is_some()
-        && let Err(error) = cache.derive(key, KIND, &mut |out| tree.store(out))
-    {
-        tracing::warn!(%error, "the tree is made anew next time");
+    if key.is_none() {
+        return Ok(tree);
     }
-    Ok(tree)
+    match cache.derive(key, KIND, &mut |out| tree.store(out)) {
+        // What others share instead of what nobody else has.
+        Ok(derived) => Ok(mapped(&derived).unwrap_or(tree)),
+        Err(error) => {
+            tracing::warn!(%error, "the tree is made anew next time");
+            Ok(tree)
+        }
+    }
 }

@@ -28,7 +28,7 @@ pub fn dump_below(tree: &Tree, top: Ino, numbers: bool, out: &mut dyn io::Write)
     let mut path = String::new();
     escape(&tree.path(top).unwrap_or_default(), &mut path);
     if let Some(node) = tree.node(top) {
-        out.write_all(line(tree, (top, node), &path, None, numbers).as_bytes())?;
+        out.write_all(line(tree, (top, &node), &path, None, numbers).as_bytes())?;
     }
     if path == "/" {
         path.clear();
@@ -46,7 +46,7 @@ pub fn dump_below(tree: &Tree, top: Ino, numbers: bool, out: &mut dyn io::Write)
         escape(name, &mut path);
         let Some(node) = tree.node(ino) else { continue };
         let first = first_names.get(&ino).map(String::as_str);
-        out.write_all(line(tree, (ino, node), &path, first, numbers).as_bytes())?;
+        out.write_all(line(tree, (ino, &node), &path, first, numbers).as_bytes())?;
         if node.kind == NodeKind::Directory {
             open.push((ino, 0, path.len()));
         } else if node.nlink > 1 && first.is_none() {

@@ -7,6 +7,7 @@ use crate::layer::{Entry, EntryKind, Timestamp, Xattr};
 use crate::tree::draft::{Draft, DraftNode, NodeId, Shape};
 use crate::tree::error::MergeError;
 use crate::tree::node::{Ino, LayerId, Node, NodeKind};
+use crate::tree::stored::Arrays;
 use crate::tree::xattr;
 use crate::tree::{Dentry, Tree};
 
@@ -34,12 +35,7 @@ pub(super) fn freeze(mut draft: Draft<'_>) -> Result<Tree, MergeError> {
         tree: empty(),
     };
     freezer.run()?;
-    let mut tree = freezer.tree;
-    tree.nodes.shrink_to_fit();
-    tree.dentries.shrink_to_fit();
-    tree.names.shrink_to_fit();
-    tree.extents.shrink_to_fit();
-    Ok(tree)
+    Ok(freezer.tree.into_tree())
 }
 
 struct Freezer<'d, 'a> {
@@ -47,7 +43,7 @@ struct Freezer<'d, 'a> {
     /// Number of each draft node that has one already.
     inos: Vec<Option<Ino>>,
     sets: BTreeMap<XattrKey<'a>, u32>,
-    tree: Tree,
+    tree: Arrays,
 }
 
 /// A directory that is being gone through.
@@ -202,19 +198,13 @@ impl<'d, 'a> Freezer<'d, 'a> {
 pub(super) fn bare() -> Tree {
     let mut tree = empty();
     tree.nodes.push(blank(Ino::ROOT, LayerId(0)));
-    tree
+    tree.into_tree()
 }
 
-fn empty() -> Tree {
-    Tree {
-        nodes: Vec::new(),
-        dentries: Vec::new(),
-        names: Vec::new(),
-        extents: Vec::new(),
+fn empty() -> Arrays {
+    Arrays {
         xattrs: vec![Box::new([])],
-        total_bytes: 0,
-        has_xattrs: false,
-        has_acls: false,
+        ..Arrays::default()
     }
 }
 

@@ -56,7 +56,7 @@ pub enum NodeKind {
 }
 
 /// A node, by value what stat(2) wants to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Node {
     /// What it is.
     pub kind: NodeKind,
@@ -90,7 +90,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub(super) fn body(&self) -> Range<usize> {
+    pub(super) fn body(self) -> Range<usize> {
         let start = self.body_start as usize;
         start..start + self.body_len as usize
     }

@@ -1,6 +1,6 @@
-//! A tree as bytes: the flat arrays one after the other, so that reading it is one pass. Numbers are
-//! little endian. Whether the bytes are what was written is for a checksum around them to say; what
-//! cannot be a tree is refused, and no number in it can lead outside.
+//! A tree as bytes: the flat arrays one after the other, which are used as they are. Numbers are little
+//! endian. Whether the bytes are what was written is for a checksum around them to say; what cannot be a
+//! tree is refused, and no number in it can lead outside.
 //!
 //! ```text
 //! nodes u64 | dentries u64 | names u64 | extents u64 | xattr sets u64 | total bytes u64 | flags u64
@@ -9,10 +9,11 @@
 //! ```
 
 use std::io::{self, Write};
+use std::ops::Range;
 
 use crate::layer::{Extent, Timestamp, Xattr};
 use crate::tree::node::{Ino, LayerId, Node, NodeKind};
-use crate::tree::{Dentry, Tree};
+use crate::tree::{Dentry, Memory, Tree};
 
 /// Version of the format and of the rules that a tree is made by: goes up with either.
 pub const VERSION: u32 = 1;
@@ -33,10 +34,47 @@ const KINDS: [NodeKind; 6] = [
     NodeKind::Fifo,
 ];
 
-impl Tree {
-    /// Writes the tree.
-    pub fn store(&self, out: &mut dyn Write) -> io::Result<()> {
-        let mut out = io::BufWriter::with_capacity(256 << 10, out);
+/// A node as it is stored.
+pub(super) type StoredNode = [u8; NODE_BYTES];
+/// A name in a directory as it is stored.
+pub(super) type StoredDentry = [u8; DENTRY_BYTES];
+/// An extent as it is stored.
+pub(super) type StoredExtent = [u8; EXTENT_BYTES];
+
+/// Where the arrays are.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    pub(super) nodes: Range<usize>,
+    pub(super) dentries: Range<usize>,
+    pub(super) names: Range<usize>,
+    pub(super) extents: Range<usize>,
+}
+
+/// What a tree is made of, before it is one.
+#[derive(Default)]
+pub(super) struct Arrays {
+    /// Ino 1 is at position 0.
+    pub(super) nodes: Vec<Node>,
+    /// Children of all directories; those of one directory stand together, sorted by name.
+    pub(super) dentries: Vec<Dentry>,
+    /// Names of dentries and targets of symbolic links.
+    pub(super) names: Vec<u8>,
+    pub(super) extents: Vec<Extent>,
+    /// Distinct sets; position 0 is the empty one.
+    pub(super) xattrs: Vec<Box<[Xattr]>>,
+    pub(super) total_bytes: u64,
+    pub(super) has_xattrs: bool,
+    pub(super) has_acls: bool,
+}
+
+impl Arrays {
+    /// The tree.
+    pub(super) fn into_tree(self) -> Tree {
+        let arrays = self.nodes.len() * NODE_BYTES
+            + self.dentries.len() * DENTRY_BYTES
+            + self.names.len()
+            + self.extents.len() * EXTENT_BYTES;
+        let mut out = Vec::with_capacity(HEADER_BYTES + arrays);
         let flags =
             (u64::from(self.has_xattrs) * HAS_XATTRS) | (u64::from(self.has_acls) * HAS_ACLS);
         for number in [
@@ -48,62 +86,88 @@ impl Tree {
             self.total_bytes,
             flags,
         ] {
-            out.write_all(&number.to_le_bytes())?;
+            out.extend_from_slice(&number.to_le_bytes());
         }
-        for node in &self.nodes {
-            out.write_all(&node_bytes(node))?;
-        }
+        let mut places = Places::default();
+        let place = |out: &[u8], start: usize| start..out.len();
+        let start = out.len();
+        self.nodes.iter().for_each(|n| out.extend(node_bytes(n)));
+        places.nodes = place(&out, start);
+        let start = out.len();
         for dentry in &self.dentries {
             for number in [dentry.name_start, dentry.name_len, dentry.ino.get() as u32] {
-                out.write_all(&number.to_le_bytes())?;
+                out.extend_from_slice(&number.to_le_bytes());
             }
         }
-        out.write_all(&self.names)?;
+        places.dentries = place(&out, start);
+        let start = out.len();
+        out.extend_from_slice(&self.names);
+        places.names = place(&out, start);
+        let start = out.len();
         for extent in &self.extents {
             for number in [extent.file_offset, extent.address, extent.len] {
-                out.write_all(&number.to_le_bytes())?;
+                out.extend_from_slice(&number.to_le_bytes());
             }
         }
+        places.extents = place(&out, start);
         for set in &self.xattrs {
-            out.write_all(&(set.len() as u32).to_le_bytes())?;
+            out.extend_from_slice(&(set.len() as u32).to_le_bytes());
             for xattr in set {
-                out.write_all(&(xattr.name.len() as u32).to_le_bytes())?;
-                out.write_all(&(xattr.value.len() as u32).to_le_bytes())?;
-                out.write_all(&xattr.name)?;
-                out.write_all(&xattr.value)?;
+                out.extend_from_slice(&(xattr.name.len() as u32).to_le_bytes());
+                out.extend_from_slice(&(xattr.value.len() as u32).to_le_bytes());
+                out.extend_from_slice(&xattr.name);
+                out.extend_from_slice(&xattr.value);
             }
         }
-        out.flush()
+        out.shrink_to_fit();
+        Tree {
+            bytes: Box::new(out),
+            places,
+            xattrs: self.xattrs,
+            total_bytes: self.total_bytes,
+            has_xattrs: self.has_xattrs,
+            has_acls: self.has_acls,
+        }
+    }
+}
+
+impl Tree {
+    /// Writes the tree.
+    pub fn store(&self, out: &mut dyn Write) -> io::Result<()> {
+        out.write_all(&self.bytes)
     }
 
-    /// The tree that [`Tree::store`] has written; `None` for anything else.
-    pub fn restore(bytes: &[u8]) -> Option<Tree> {
-        let mut left = Left(bytes);
-        let mut header = Left(left.take(HEADER_BYTES)?);
-        let mut number = || Some(u64::from_le_bytes(*header.array()?));
-        let counts: [usize; 5] = [number()?, number()?, number()?, number()?, number()?]
-            .map(|n| usize::try_from(n).unwrap_or(usize::MAX));
-        let [nodes, dentries, names, extents, sets] = counts;
-        let (total_bytes, flags) = (number()?, number()?);
-        let nodes = left.records::<NODE_BYTES>(nodes)?;
-        let dentries = left.records::<DENTRY_BYTES>(dentries)?;
-        let names = left.take(names)?.to_vec();
-        let extents = left.records::<EXTENT_BYTES>(extents)?;
+    /// The tree that [`Tree::store`] has written, used from where it is; `None` for anything else.
+    pub fn restore(bytes: Memory) -> Option<Tree> {
+        let mut left = Left {
+            bytes: &bytes,
+            at: 0,
+        };
+        let mut header = [0; 7];
+        for number in &mut header {
+            *number = left.long()?;
+        }
+        let [nodes, dentries, names, extents, sets, total_bytes, flags] = header;
+        let places = Places {
+            nodes: left.records::<NODE_BYTES>(nodes)?,
+            dentries: left.records::<DENTRY_BYTES>(dentries)?,
+            names: left.records::<1>(names)?,
+            extents: left.records::<EXTENT_BYTES>(extents)?,
+        };
         let mut xattrs = Vec::new();
         for _ in 0..sets {
             xattrs.push(left.xattrs()?);
         }
+        let is_all = left.at == bytes.len() && nodes > 0;
         let tree = Tree {
-            nodes: nodes.iter().map(node).collect::<Option<_>>()?,
-            dentries: dentries.iter().map(dentry).collect::<Option<_>>()?,
-            names,
-            extents: extents.iter().map(extent).collect(),
+            places,
             xattrs,
             total_bytes,
             has_xattrs: flags & HAS_XATTRS != 0,
             has_acls: flags & HAS_ACLS != 0,
+            bytes,
         };
-        (left.0.is_empty() && !tree.nodes.is_empty()).then_some(tree)
+        is_all.then_some(tree)
     }
 }
 
@@ -142,7 +206,7 @@ fn node_bytes(node: &Node) -> [u8; NODE_BYTES] {
     bytes
 }
 
-fn node(bytes: &[u8; NODE_BYTES]) -> Option<Node> {
+pub(super) fn node(bytes: &StoredNode) -> Option<Node> {
     let long = |at: usize| u64::from_le_bytes(std::array::from_fn(|n| bytes[at + n]));
     let short = |n: usize| u32::from_le_bytes(std::array::from_fn(|b| bytes[24 + n * 4 + b]));
     Some(Node {
@@ -166,7 +230,7 @@ fn node(bytes: &[u8; NODE_BYTES]) -> Option<Node> {
     })
 }
 
-fn dentry(bytes: &[u8; DENTRY_BYTES]) -> Option<Dentry> {
+pub(super) fn dentry(bytes: &StoredDentry) -> Option<Dentry> {
     let short = |n: usize| u32::from_le_bytes(std::array::from_fn(|b| bytes[n * 4 + b]));
     Some(Dentry {
         name_start: short(0),
@@ -175,7 +239,7 @@ fn dentry(bytes: &[u8; DENTRY_BYTES]) -> Option<Dentry> {
     })
 }
 
-fn extent(bytes: &[u8; EXTENT_BYTES]) -> Extent {
+pub(super) fn extent(bytes: &StoredExtent) -> Extent {
     let long = |n: usize| u64::from_le_bytes(std::array::from_fn(|b| bytes[n * 8 + b]));
     Extent {
         file_offset: long(0),
@@ -184,28 +248,33 @@ fn extent(bytes: &[u8; EXTENT_BYTES]) -> Extent {
     }
 }
 
-/// What has not been read yet.
-struct Left<'a>(&'a [u8]);
+/// What has not been read yet: what follows `at`.
+struct Left<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
 
 impl<'a> Left<'a> {
     fn take(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (taken, left) = self.0.split_at_checked(len)?;
-        self.0 = left;
+        let taken = self.bytes.get(self.at..self.at.checked_add(len)?)?;
+        self.at += len;
         Some(taken)
     }
 
-    fn array<const N: usize>(&mut self) -> Option<&'a [u8; N]> {
-        let (taken, left) = self.0.split_first_chunk()?;
-        self.0 = left;
-        Some(taken)
+    /// Where `count` records of `N` bytes are.
+    fn records<const N: usize>(&mut self, count: u64) -> Option<Range<usize>> {
+        let start = self.at;
+        let len = usize::try_from(count).ok()?.checked_mul(N)?;
+        self.take(len)?;
+        Some(start..self.at)
     }
 
-    fn records<const N: usize>(&mut self, count: usize) -> Option<&'a [[u8; N]]> {
-        Some(self.take(count.checked_mul(N)?)?.as_chunks().0)
+    fn long(&mut self) -> Option<u64> {
+        Some(u64::from_le_bytes(*self.take(8)?.first_chunk()?))
     }
 
     fn short(&mut self) -> Option<usize> {
-        Some(u32::from_le_bytes(*self.array()?) as usize)
+        Some(u32::from_le_bytes(*self.take(4)?.first_chunk()?) as usize)
     }
 
     fn xattrs(&mut self) -> Option<Box<[Xattr]>> {
@@ -244,7 +313,7 @@ mod tests {
     #[test]
     fn what_was_stored_comes_back() {
         let tree = sample();
-        let again = Tree::restore(&stored(&tree)).unwrap();
+        let again = Tree::restore(Box::new(stored(&tree))).unwrap();
         assert_eq!(dump::dump_string(&tree), dump::dump_string(&again));
         for ino in (1..=tree.len() as u64).filter_map(Ino::from_raw) {
             assert_eq!(tree.node(ino), again.node(ino));
@@ -262,8 +331,11 @@ mod tests {
     fn what_was_cut_or_made_longer_is_refused() {
         let bytes = stored(&sample());
         for len in 0..bytes.len() {
-            assert!(Tree::restore(&bytes[..len]).is_none(), "{len}");
+            assert!(
+                Tree::restore(Box::new(bytes[..len].to_vec())).is_none(),
+                "{len}"
+            );
         }
-        assert!(Tree::restore(&[&bytes[..], b"x"].concat()).is_none());
+        assert!(Tree::restore(Box::new([&bytes[..], b"x"].concat())).is_none());
     }
 }
