@@ -116,6 +116,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Completions { shell } => output::completions(shell),
         Command::Man => output::man()?,
         Command::Upgrade(upgrade) => upgrade::run(&upgrade)?,
+        Command::Credentials { reference } => image::credentials(&reference)?,
         Command::Worker | Command::Keeper => {}
     }
     Ok(ExitCode::SUCCESS)

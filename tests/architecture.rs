@@ -59,6 +59,9 @@ const CRATES: &[(&str, &[&str])] = &[
         &["registry", "mount", "image", "container", "cli"],
     ),
     ("indicatif", &["cli"]),
+    ("landlock", &["mount"]),
+    // In `cache` it is what `nix` calls by that name.
+    ("libc", &["cache", "mount"]),
     ("libz_rs_sys", &["layer"]),
     ("lru", &["fs", "content"]),
     ("minijinja", &["image"]),
@@ -85,6 +88,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rpassword", &["cli"]),
     ("rustls", &["registry"]),
     ("rustls_pki_types", &["pack"]),
+    ("seccompiler", &["mount"]),
     ("serde", ANY),
     ("serde_json", ANY),
     ("sha2", &["oci", "layer", "content", "pack", "mount"]),

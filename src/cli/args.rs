@@ -9,7 +9,7 @@ use crate::cli::args::container::ContainerCommand;
 use crate::cli::args::image::ImageCommand;
 use crate::cli::args::upgrade::UpgradeArgs;
 use crate::content::{Fill, Outage};
-use crate::mount::{Engine, Pull, TrustIndex};
+use crate::mount::{Engine, Pull, Sandbox, TrustIndex};
 
 pub mod cache;
 pub mod container;
@@ -152,6 +152,12 @@ pub enum Command {
     /// Keep one mount served (started by `mount`)
     #[command(hide = true)]
     Keeper,
+    /// Look up credentials for a worker that is shut in (started by `keeper`)
+    #[command(hide = true)]
+    Credentials {
+        /// For what
+        reference: String,
+    },
     /// Serve one mount (started by `keeper`)
     #[command(hide = true)]
     Worker,
@@ -287,6 +293,36 @@ pub struct MountArgs {
         display_order = 6
     )]
     pub engine: EngineArg,
+    /// Whether the process that serves the mount is shut in [default: auto]
+    #[arg(
+        long,
+        value_enum,
+        env = "RSMOUNT_SANDBOX",
+        hide_env_values = true,
+        display_order = 6
+    )]
+    pub sandbox: Option<SandboxArg>,
+}
+
+/// `--sandbox`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SandboxArg {
+    /// With all that this kernel has; `stats` says what that is
+    Auto,
+    /// Not at all
+    Off,
+    /// Completely, or there is no mount
+    Required,
+}
+
+impl From<SandboxArg> for Sandbox {
+    fn from(arg: SandboxArg) -> Sandbox {
+        match arg {
+            SandboxArg::Auto => Sandbox::Auto,
+            SandboxArg::Off => Sandbox::Off,
+            SandboxArg::Required => Sandbox::Required,
+        }
+    }
 }
 
 /// `--engine`.

@@ -6,11 +6,12 @@ mod login;
 mod look;
 mod store;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use crate::cli::args::image::{HostArgs, ImageCommand};
 use crate::cli::args::{Global, ReachArgs};
-use crate::cli::output::Failure;
+use crate::cli::output::{self, Failure};
 use crate::cli::settings::Settings;
 
 impl HostArgs {
@@ -27,6 +28,15 @@ impl HostArgs {
             hosts_dir: self.hosts_dir.clone(),
         }
     }
+}
+
+/// Says on standard output, which is a pipe to a worker, what credentials there are.
+pub(crate) fn credentials(reference: &str) -> Result<(), Failure> {
+    if std::io::stdout().is_terminal() {
+        return Err(Failure::new("secrets are not shown on a terminal"));
+    }
+    let found = crate::image::login::look_up(reference).map_err(|e| Failure::of(&e))?;
+    output::bytes(&found)
 }
 
 pub(crate) fn run(

@@ -12,6 +12,7 @@ use crate::cli::settings::Settings;
 use crate::container::{Container, Status};
 use crate::mount::engine::Choice;
 use crate::mount::record::{Record, State};
+use crate::mount::sandbox::Walls;
 use crate::mount::stats::Stats;
 use crate::mount::{control, mountpoint, record};
 
@@ -48,6 +49,8 @@ struct Row {
     /// What answers for the mount, and why.
     #[serde(flatten)]
     engine: Option<Choice>,
+    /// What of the sandbox is on.
+    sandbox: Option<Walls>,
     container: Option<InContainer>,
 }
 
@@ -89,6 +92,7 @@ impl Row {
             upper: record.upper,
             newer: record.newer,
             engine: record.engine,
+            sandbox: record.sandbox,
         }
     }
 
@@ -107,6 +111,7 @@ impl Row {
             upper: Some(container.changes()),
             newer: None,
             engine: None,
+            sandbox: None,
             container: Some(container.into()),
         }
     }
@@ -197,6 +202,21 @@ fn engine(choice: Option<&Choice>, why: bool) -> String {
     }
 }
 
+/// What is on, and why something is not.
+fn sandbox(walls: Option<&Walls>) -> String {
+    let Some(walls) = walls else {
+        return "-".to_owned();
+    };
+    let on = match walls.on.is_empty() {
+        true => "off".to_owned(),
+        false => walls.on.join(", "),
+    };
+    match &walls.missing {
+        Some(why) => format!("{on} ({why})"),
+        None => on,
+    }
+}
+
 fn state(state: State) -> &'static str {
     match state {
         State::Ready => "ready",
@@ -239,6 +259,7 @@ fn print_stats(stats: &Stats) {
         ("digest", stats.digest.clone()),
         ("state", state(stats.state).to_owned()),
         ("engine", engine(stats.engine.as_ref(), true)),
+        ("sandbox", sandbox(stats.sandbox.as_ref())),
         (
             "upper",
             stats

@@ -15,7 +15,7 @@ use crate::cli::progress::Progress;
 use crate::cli::settings::{self, KeyName, Settings};
 use crate::content::{Fill, Outage};
 use crate::mount::launch::{self, LaunchError, Launched};
-use crate::mount::{Engine, MountRequest, Pull, TrustIndex, Upper, mountpoint, record};
+use crate::mount::{Engine, MountRequest, Pull, Sandbox, TrustIndex, Upper, mountpoint, record};
 use crate::registry::HostsDirs;
 
 /// How often a foreground mount looks whether it has ended.
@@ -63,11 +63,13 @@ fn request(args: &MountArgs, settings: Settings) -> Result<MountRequest, Failure
     }
     let on_outage = args.on_outage.or(settings.on_outage);
     let fill = args.fill.map(Fill::from).or(settings.fill);
+    let sandbox = args.sandbox.map(Sandbox::from).or(settings.sandbox);
     let mut request = source_request(&args.source, settings)?;
     request.mountpoint = checked.path;
     request.on_outage = on_outage.unwrap_or_default();
     request.fill = fill.unwrap_or_default();
     request.engine = args.engine.into();
+    request.sandbox = sandbox.unwrap_or_default();
     request.foreground = args.foreground;
     request.upper = upper(args)?;
     for option in &args.options {
@@ -165,6 +167,7 @@ pub(super) fn reach_request(
         insecure_registries,
         ca_files,
         hosts,
+        sandbox: Sandbox::Auto,
         suid: None,
         dev: None,
         noexec: false,

@@ -9,7 +9,7 @@ use crate::cli::args::cache::bytes;
 use crate::cli::args::{Global, on_outage};
 use crate::cli::output::Failure;
 use crate::content::{Fill, Outage};
-use crate::mount::{Pull, TrustIndex, privilege};
+use crate::mount::{Pull, Sandbox, TrustIndex, privilege};
 
 /// What a configuration file may hold.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -23,6 +23,7 @@ struct ConfigFile {
     on_outage: Option<OutageWord>,
     fill: Option<Fill>,
     trust_index: Option<TrustIndex>,
+    sandbox: Option<Sandbox>,
     #[serde(default)]
     trusted_keys: Vec<String>,
     #[serde(default)]
@@ -70,6 +71,7 @@ pub(crate) struct Settings {
     pub(crate) on_outage: Option<Outage>,
     pub(crate) fill: Option<Fill>,
     pub(crate) trust_index: Option<TrustIndex>,
+    pub(crate) sandbox: Option<Sandbox>,
     /// Read when they are needed: a key that is missing must not keep anybody from unmounting.
     pub(crate) trusted_keys: Vec<KeyName>,
     pub(crate) insecure_registries: Vec<String>,
@@ -106,6 +108,7 @@ impl Settings {
         self.pull = self.pull.or(file.pull);
         self.on_outage = self.on_outage.or(file.on_outage.map(|word| word.0));
         self.fill = self.fill.or(file.fill);
+        self.sandbox = self.sandbox.or(file.sandbox);
         self.trust_index = self.trust_index.or(file.trust_index);
         let key = |name| KeyName {
             name,

@@ -93,6 +93,16 @@ pub fn login(login: Login) -> Result<LoggedIn, Error> {
     })
 }
 
+/// What there is to prove who we are to the registry of `reference`, for another process of ours.
+pub fn look_up(reference: &str) -> Result<Vec<u8>, Error> {
+    let reference = reference
+        .parse()
+        .map_err(|e: crate::oci::reference::ReferenceError| Error::Name(e.to_string()))?;
+    let runtime = Content::new_runtime()
+        .map_err(crate::mount::Error::io("cannot start the network threads"))?;
+    Ok(runtime.block_on(registry::credentials::look_up(&reference)))
+}
+
 /// Forgets the logins of a registry; says where there were any.
 pub fn logout(registry: Option<&str>) -> Result<Vec<Place>, Error> {
     let reference = reference(registry)?;

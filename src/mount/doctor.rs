@@ -13,7 +13,7 @@ use crate::blob::ErrorKind;
 use crate::cache::{Cache, FREE_BYTES_RESERVED};
 use crate::mount::request::MountRequest;
 use crate::mount::source::{self, Source};
-use crate::mount::{launch, record};
+use crate::mount::{launch, record, sandbox};
 use crate::oci::ImageName;
 
 /// Free bytes below which a first contact with a common image fails.
@@ -88,6 +88,7 @@ pub fn examine(request: &MountRequest) -> Vec<Check> {
         cache_files(&request.cache_dir),
         run_directory(),
         log(),
+        shut_in(),
         runtimes(),
     ];
     if !request.image.is_empty() {
@@ -113,6 +114,14 @@ fn kernel() -> Check {
             "before 5.1 every open and every listing asks the daemon; newer kernels are faster",
         ),
         _ => Check::ok(name, release),
+    }
+}
+
+fn shut_in() -> Check {
+    let name = "sandbox";
+    match sandbox::lacking() {
+        None => Check::ok(name, "landlock, seccomp and capabilities"),
+        Some(lacking) => Check::warn(name, lacking, "a mount has what there is of it"),
     }
 }
 

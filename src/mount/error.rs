@@ -37,6 +37,9 @@ pub enum Error {
              the digest of the image itself"
     )]
     NestedIndex(String),
+    /// The sandbox that was asked for cannot be had.
+    #[error("no complete sandbox here: {0}; --sandbox auto takes what there is")]
+    Sandbox(String),
     /// The cache cannot be used.
     #[error(transparent)]
     Cache(#[from] crate::cache::CacheError),

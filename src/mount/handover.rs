@@ -1,15 +1,18 @@
 //! A worker's end of keeping: what it hands over, and how it takes over from one that has died.
 
 use std::fs::File;
-use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::io::{self, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::mount::engine::Devices;
-use crate::mount::parcel::{self, Said, Start, Told};
+use crate::mount::parcel::{self, Said, Start, Task, Told};
 use crate::mount::record::Record;
 use crate::mount::request::MountRequest;
 
@@ -42,7 +45,18 @@ pub(super) struct Taken {
 #[derive(Debug)]
 pub(super) struct Keeper {
     socket: OwnedFd,
+    does: bool,
+    /// Whether it has to.
+    acts: AtomicBool,
 }
+
+/// How long a keeper may take for what it is asked to do.
+const PATIENCE: Timespec = Timespec {
+    tv_sec: 70,
+    tv_nsec: 0,
+};
+/// Longest answer in bytes, as for a token.
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 impl Keeper {
     /// Hears from the keeper, which is at standard input, what there is to do.
@@ -52,7 +66,12 @@ impl Keeper {
         let (start, descriptors): (Start, _) = parcel::receive(&socket)?.ok_or_else(gone)?;
         let request = serde_json::from_value(start.request)?;
         let taken = start.handed.map(|handed| taken(handed, descriptors));
-        Ok((Keeper { socket }, request, taken.transpose()?))
+        let keeper = Keeper {
+            socket,
+            does: start.does,
+            acts: AtomicBool::new(false),
+        };
+        Ok((keeper, request, taken.transpose()?))
     }
 
     /// From now on, another worker can go on with the mount.
@@ -84,6 +103,46 @@ impl Keeper {
         match told {
             Ok(Some((Told::NotReplaced(why), _))) => why,
             _ => "the keeper of this mount is gone; unmount and mount again".to_owned(),
+        }
+    }
+
+    /// Whether it does what a worker in a sandbox cannot.
+    pub(super) fn does_errands(&self) -> bool {
+        self.does
+    }
+
+    /// From now on this process cannot unmount by itself.
+    pub(super) fn acts_for_us(&self) {
+        self.acts.store(true, Ordering::Relaxed);
+    }
+
+    /// Has it do `task` if this process cannot; whether it had to.
+    pub(super) fn acts(&self, task: Task) -> bool {
+        let acts = self.acts.load(Ordering::Relaxed);
+        if acts && let Err(error) = self.have_done(task) {
+            tracing::error!(%error, "the keeper does nothing");
+        }
+        acts
+    }
+
+    /// Has it do `task`; gives its answer.
+    pub(super) fn have_done(&self, task: Task) -> io::Result<Vec<u8>> {
+        let (answer, theirs) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        parcel::send(&self.socket, &Said::Do(task), &[theirs.as_fd()])?;
+        drop(theirs);
+        let mut bytes = Vec::new();
+        let mut pipe = File::from(answer);
+        loop {
+            let mut fds = [PollFd::new(&pipe, PollFlags::IN)];
+            if rustix::io::retry_on_intr(|| poll(&mut fds, Some(&PATIENCE)))? == 0 {
+                return Err(io::Error::other("the keeper does not answer"));
+            }
+            let room = ANSWER_BYTES_MAX - bytes.len() as u64;
+            let mut piece = vec![0; room.min(64 << 10) as usize];
+            match pipe.read(&mut piece)? {
+                0 => return Ok(bytes),
+                len => bytes.extend_from_slice(&piece[..len]),
+            }
         }
     }
 

@@ -35,8 +35,9 @@ use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::mount::errands::Errands;
 use crate::mount::launch::Message;
-use crate::mount::parcel::{self, Said, Start, Told};
+use crate::mount::parcel::{self, Said, Start, Task, Told};
 
 /// Longest request that is read from the command; it holds a few paths.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
@@ -105,6 +106,7 @@ struct Keeper {
     held: Option<Held>,
     /// Workers that died one after the other.
     deaths: u32,
+    errands: Errands,
 }
 
 /// What there is to do.
@@ -137,6 +139,7 @@ impl Keeper {
             next: None,
             held: None,
             deaths: 0,
+            errands: Errands::default(),
         };
         keeper.worker = Some(keeper.start(Stdio::inherit())?);
         Ok(keeper)
@@ -154,6 +157,7 @@ impl Keeper {
         let start = Start {
             request: self.request.clone(),
             handed: self.held.as_ref().map(|held| held.state.clone()),
+            does: true,
         };
         let descriptors = self.held.iter().flat_map(|held| &held.descriptors);
         let descriptors: Vec<_> = descriptors.map(AsFd::as_fd).collect();
@@ -185,8 +189,9 @@ impl Keeper {
         }
     }
 
-    fn wait(&self) -> Happened {
+    fn wait(&mut self) -> Happened {
         loop {
+            let patience = self.errands.reap();
             let mut fds = vec![PollFd::new(&self.signals, PollFlags::IN)];
             let workers = [
                 (&self.worker, Happened::Current),
@@ -200,7 +205,7 @@ impl Keeper {
                 }
             }
             // EINTR is a signal that the pipe tells of as well.
-            if poll(&mut fds, None).is_err() {
+            if poll(&mut fds, patience.as_ref()).is_err() {
                 continue;
             }
             let ready = fds.iter().position(|fd| !fd.revents().is_empty());
@@ -232,6 +237,14 @@ impl Keeper {
                 self.replace(program);
                 None
             }
+            Ok(Some((Said::Do(Task::Renew), _))) => {
+                self.renew();
+                None
+            }
+            Ok(Some((Said::Do(task), answer))) => {
+                self.errands.run(&self.request, task, answer);
+                None
+            }
             Ok(Some((Said::Prepared, _))) => None,
             Ok(None) | Err(_) => self.died(),
         }
@@ -250,6 +263,17 @@ impl Keeper {
                 self.program = before;
                 self.tell_not_replaced(&why);
             }
+        }
+    }
+
+    /// Starts the next worker from the same program.
+    fn renew(&mut self) {
+        if self.next.is_some() || self.held.is_none() {
+            return;
+        }
+        match self.start(Stdio::null()) {
+            Ok(next) => self.next = Some(next),
+            Err(error) => tracing::warn!(%error, "no other worker can be started"),
         }
     }
 

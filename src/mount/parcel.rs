@@ -32,6 +32,9 @@ pub(super) struct Start {
     /// What the worker before it handed over, with the descriptors of that message; `None` for the
     /// first one.
     pub(super) handed: Option<Value>,
+    /// Whether the keeper does what a worker in a sandbox cannot; those of early versions do not.
+    #[serde(default)]
+    pub(super) does: bool,
 }
 
 /// What a worker says.
@@ -45,6 +48,23 @@ pub(super) enum Said {
     Prepared,
     /// Another worker, of this program, should take over.
     Replace(std::path::PathBuf),
+    /// Do something that this worker cannot. The message brings the end of a pipe: what is written to
+    /// it is the answer, that it is closed the end of it.
+    Do(Task),
+}
+
+/// What a keeper does for a worker that is in a sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Task {
+    /// Look up the credentials of a reference.
+    Credentials(String),
+    /// Have another worker take over, of the same program.
+    Renew,
+    /// End the mount; who uses it keeps it to the end.
+    Unmount,
+    /// End it at once, and the connection of this `MAJOR:MINOR`.
+    Abort(Option<String>),
 }
 
 /// What a worker hears.

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::mount::engine::Choice;
 use crate::mount::mountpoint;
 use crate::mount::privilege;
+use crate::mount::sandbox::Walls;
 
 /// How long a worker may take to end after its mount has.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -58,6 +59,9 @@ pub struct Record {
     /// Which engine serves it, and why.
     #[serde(flatten)]
     pub engine: Option<Choice>,
+    /// What of the sandbox is on.
+    #[serde(default)]
+    pub sandbox: Option<Walls>,
     /// The upper directory of a writable mount.
     pub upper: Option<PathBuf>,
     /// Digest of the image that the tag stands for now, when it is known not to be this one.
@@ -210,6 +214,26 @@ pub fn forget(record: &Record) {
     if let Ok(dir) = directory() {
         let _gone = std::fs::remove_file(dir.join(format!("{}.json", record.pid)));
         let _gone = std::fs::remove_file(dir.join(format!("{}.sock", record.pid)));
+    }
+}
+
+/// Removes what all workers of `keeper` left but this process, which must be the only one alive: one
+/// may have died before anybody knew of it.
+pub(super) fn forget_others(keeper: u32) {
+    for entry in directory()
+        .and_then(std::fs::read_dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        let found = File::open(entry.path()).ok();
+        let found = found.and_then(|file| serde_json::from_reader::<_, Record>(&file).ok());
+        if let Some(record) = found
+            && record.keeper == Some(keeper)
+            && record.pid != std::process::id()
+        {
+            forget(&record);
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::content::{Fill, Outage};
+use crate::mount::sandbox::Sandbox;
 use crate::oci::Digest;
 use crate::oci::command::Given;
 use crate::pack::PublicKey;
@@ -119,6 +120,9 @@ pub struct MountRequest {
     pub noexec: bool,
     /// Whether other users may enter; as root they may unless this says no.
     pub allow_other: Option<bool>,
+    /// Whether the worker is shut in.
+    #[serde(default)]
+    pub sandbox: Sandbox,
     /// Stay in the caller's session and process group.
     pub foreground: bool,
 }

@@ -77,6 +77,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
             source,
             late,
             foreknown,
+            walls: Arc::default(),
             newer: Newer::default(),
             keeper,
         },

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
 
 use crate::cache::StoredLayer;
@@ -23,9 +23,12 @@ use crate::mount::learn::Learner;
 use crate::mount::lending;
 use crate::mount::mountpoint;
 use crate::mount::overlay;
+use crate::mount::parcel::Task;
 use crate::mount::record::{self, OwnRecord, Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::revalidate::{self, Newer};
+use crate::mount::sandbox::Walls;
+use crate::mount::shut_in;
 use crate::mount::source::LateSource;
 use crate::mount::stats::Stats;
 use crate::mount::upper::UpperDir;
@@ -58,6 +61,8 @@ pub(super) struct Served {
     pub(super) source: String,
     pub(super) late: Arc<LateSource>,
     pub(super) foreknown: Foreknown,
+    /// What of the sandbox is on, once that is known.
+    pub(super) walls: Arc<OnceLock<Walls>>,
     pub(super) newer: Newer,
     pub(super) keeper: Arc<Keeper>,
 }
@@ -67,6 +72,7 @@ impl Shown for Served {
         let stats = Stats::of(&self.record, &self.fs, &self.source, &self.newer);
         Stats {
             hosts: self.late.hosts(),
+            sandbox: self.walls.get().cloned(),
             ..stats
         }
     }
@@ -107,6 +113,7 @@ fn watch(
     let poisoned = Arc::new(Mutex::new(false));
     let state = poisoned.clone();
     let (started, mountpoint) = (served.fs.clone(), served.record.mountpoint.clone());
+    let keeper = served.keeper.clone();
     let whole = lend(served.record.engine.as_ref(), stored);
     served
         .fs
@@ -121,7 +128,9 @@ fn watch(
             Notice::Poisoned => {
                 let mut lies = state.lock().unwrap_or_else(|e| e.into_inner());
                 *lies = true;
-                mountpoint::abort(&mountpoint, behind.connection.as_deref());
+                if !keeper.acts(Task::Abort(behind.connection.clone())) {
+                    mountpoint::abort(&mountpoint, behind.connection.as_deref());
+                }
                 eraser.erase();
             }
         }));
@@ -156,6 +165,7 @@ impl Prepared {
             None => self.begin(),
             Some(before) => self.take_over(before),
         };
+        let begun = begun.and_then(|running| self.shut_in(running));
         let running = match begun {
             Ok(running) => running,
             Err(e) => {
@@ -171,6 +181,13 @@ impl Prepared {
             fuse,
             eraser,
         } = running.answering;
+        let lock = self.upper.as_ref().map(UpperDir::lock);
+        let keeper = &self.served.keeper;
+        // Before anybody hears that the mount is there: from then on it outlives this process.
+        if let Err(error) = keeper.serving(&handed, fuse.as_fd(), lock) {
+            tracing::warn!(%error, "nobody takes over should this process die");
+        }
+        drop(fuse);
         let (ended, learning) = learn(self.learner, &self.served, self.behind.clone());
         let poisoned = watch(&self.served, self.behind, self.stored, eraser);
         tracing::info!(image = record.image, mountpoint = %path.display(), "mounted");
@@ -182,20 +199,13 @@ impl Prepared {
             caller.say(&Message::Ready(record.clone()));
         }
         if caller.gone.load(Ordering::Relaxed) {
-            worker::unmount_for_signal(&self.unmounter);
-            let _gone_already = mountpoint::unmount(&path, true);
+            worker::end_mount(&self.unmounter, &self.served.keeper, &path);
         }
         if !self.request.foreground
             && let Err(e) = let_go_of_caller()
         {
             tracing::warn!(error = %e, "standard input and output stay open");
         }
-        let lock = self.upper.as_ref().map(UpperDir::lock);
-        let keeper = &self.served.keeper;
-        if let Err(error) = keeper.serving(&handed, fuse.as_fd(), lock) {
-            tracing::warn!(%error, "nobody takes over should this process die");
-        }
-        drop(fuse);
         let ending = thread.join();
         let mut own = running.own;
         if *poisoned.lock().unwrap_or_else(|e| e.into_inner()) {
@@ -243,8 +253,26 @@ impl Prepared {
         let alone = self.served.keeper.wait_until_alone();
         alone.map_err(Error::io("cannot take over"))?;
         record::forget(before);
+        if let Some(keeper) = Keeper::pid() {
+            record::forget_others(keeper);
+        }
         let (own, control) = publish(&self.served)?;
         self.answer(own, control)
+    }
+
+    /// Drops what serving does not need; when that must be and cannot, nothing stays mounted.
+    fn shut_in(&mut self, mut running: Running) -> Result<Running, Error> {
+        let served = &mut self.served;
+        let upper = self.upper.as_ref();
+        let walls = shut_in::shut_in(&self.request, &served.keeper, &served.late, upper);
+        let walls = walls.inspect_err(|_| {
+            worker::end_mount(&self.unmounter, &served.keeper, &served.record.mountpoint);
+        })?;
+        let _first = served.walls.set(walls.clone());
+        served.record.sandbox = Some(walls);
+        let updated = running.own.update(&served.record);
+        updated.map_err(Error::io("cannot write the mount's record"))?;
+        Ok(running)
     }
 
     /// Answers the kernel from now on.

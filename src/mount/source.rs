@@ -1,7 +1,7 @@
 //! Where an image's documents and blobs come from: a registry, a layout, or an archive.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,8 +18,9 @@ use crate::oci::reference::ReferenceError;
 use crate::oci::{Descriptor, Digest, ImageName};
 use crate::registry::{HostUse, HostsDirs, Registry, Settings};
 
-/// Streams that one source may have open at the same time.
-const STREAMS_MAX: usize = 8;
+/// Streams that one source may have open at the same time: with the connection on which a tag is
+/// asked for behind the mount, a host sees eight.
+const STREAMS_MAX: usize = 7;
 
 /// What has to be known to reach an image's source.
 #[derive(Debug, Clone)]
@@ -202,6 +203,16 @@ async fn fetch_manifest(registry: &Registry, wanted: &str) -> Result<Document, b
 pub(crate) struct LateSource {
     places: Vec<Place>,
     here: Here,
+    out_of_reach: OnceLock<OutOfReach>,
+}
+
+/// What is done when a source cannot be reached.
+struct OutOfReach(Box<dyn Fn() + Send + Sync>);
+
+impl std::fmt::Debug for OutOfReach {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("OutOfReach")
+    }
 }
 
 /// One source.
@@ -229,7 +240,22 @@ impl LateSource {
             let opened = OnceCell::new_with(opened);
             places.push(Place { access, opened });
         }
-        Arc::new(LateSource { places, here })
+        Arc::new(LateSource {
+            places,
+            here,
+            out_of_reach: OnceLock::new(),
+        })
+    }
+
+    /// Whose sources these are.
+    pub(crate) fn names(&self) -> Vec<ImageName> {
+        let names = self.places.iter().map(|place| &place.access.name);
+        names.cloned().collect()
+    }
+
+    /// Does this whenever a source cannot be reached after some tries.
+    pub(crate) fn when_out_of_reach(&self, act: Box<dyn Fn() + Send + Sync>) {
+        let _once = self.out_of_reach.set(OutOfReach(act));
     }
 
     /// A layer of this source.
@@ -341,13 +367,24 @@ impl Blob for LateBlob {
 
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
         Box::pin(async move {
-            if let Some(blob) = self.opened.get() {
-                return blob.open(range).await;
+            let opened = match self.opened.get() {
+                Some(blob) => blob.open(range).await,
+                None => self
+                    .source
+                    .find(&self.descriptor, range)
+                    .await
+                    .map(|(blob, stream)| {
+                        // Who was first stays: both are of the same place.
+                        let _other = self.opened.set(blob);
+                        stream
+                    }),
+            };
+            if let (Err(error), Some(act)) = (&opened, self.source.out_of_reach.get())
+                && error.is_transient()
+            {
+                (act.0)();
             }
-            let (blob, stream) = self.source.find(&self.descriptor, range).await?;
-            // Who was first stays: both are of the same place.
-            let _other = self.opened.set(blob);
-            Ok(stream)
+            opened
         })
     }
 }

@@ -10,6 +10,7 @@ use crate::fs::counters::Requests;
 use crate::mount::engine::Choice;
 use crate::mount::record::{Record, State};
 use crate::mount::revalidate::Newer;
+use crate::mount::sandbox::Walls;
 use crate::oci::Digest;
 use crate::registry::HostUse;
 
@@ -57,6 +58,9 @@ pub struct Stats {
     /// Which engine serves it, and why.
     #[serde(flatten)]
     pub engine: Option<Choice>,
+    /// What of the sandbox is on.
+    #[serde(default)]
+    pub sandbox: Option<Walls>,
     /// The upper directory of a writable mount.
     pub upper: Option<PathBuf>,
     /// How much of what packs say has been compared with the layers: `none`, `partial`, `all`. Also
@@ -113,6 +117,7 @@ impl Stats {
             stalled_longest_ms: content.stalled_longest_ms,
             verify_failures: content.verify_failures,
             engine: record.engine.clone(),
+            sandbox: record.sandbox.clone(),
             upper: record.upper.clone(),
             pack_proven: proven(&content.layers).to_owned(),
             state: if content.outage {

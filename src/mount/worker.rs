@@ -8,6 +8,7 @@
 //! the keeper sees to.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -26,11 +27,13 @@ use crate::mount::handover::Keeper;
 use crate::mount::launch::Message;
 use crate::mount::mountpoint;
 use crate::mount::overlay;
+use crate::mount::parcel::Task;
 use crate::mount::record::{Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::resume;
 use crate::mount::revalidate::{self, Newer};
 use crate::mount::serve::{Prepared, Served};
+use crate::mount::shut_in;
 use crate::mount::upper::{About, UpperDir};
 
 /// Runs a worker: its keeper at standard input, [`Message`]s to the command on standard output.
@@ -91,12 +94,14 @@ pub(super) struct Part {
 fn prepare(caller: &Arc<Caller>) -> Result<Prepared, Error> {
     let (keeper, request, taken) = Keeper::meet().map_err(Error::io("cannot read the request"))?;
     let unmounter = Arc::new(Mutex::new(None));
-    watch_signals(&request, caller.clone(), unmounter.clone())
-        .map_err(Error::io("cannot watch signals"))?;
+    let keeper = Arc::new(keeper);
+    shut_in::check(&request)?;
+    let ends = (unmounter.clone(), keeper.clone());
+    watch_signals(&request, caller.clone(), ends).map_err(Error::io("cannot watch signals"))?;
     let part = Part {
         request,
         unmounter,
-        keeper: Arc::new(keeper),
+        keeper,
     };
     match taken {
         Some(taken) => resume::prepare(part, taken, caller),
@@ -149,6 +154,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         state: State::Ready,
         since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         engine: Some(mounted.choice.clone()),
+        sandbox: None,
         upper: upper.as_ref().map(|u| u.dir().to_owned()),
         newer: None,
     };
@@ -165,6 +171,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
             source,
             late,
             foreknown,
+            walls: Arc::default(),
             newer: Newer::default(),
             keeper,
         },
@@ -196,7 +203,7 @@ fn claim(upper: &mut UpperDir, request: &MountRequest, image: &ResolvedImage) ->
 fn watch_signals(
     request: &MountRequest,
     caller: Arc<Caller>,
-    unmounter: Arc<Mutex<Option<Unmounter>>>,
+    (unmounter, keeper): (Arc<Mutex<Option<Unmounter>>>, Arc<Keeper>),
 ) -> io::Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     let path = request.mountpoint.clone();
@@ -206,19 +213,23 @@ fn watch_signals(
             for signal in signals.forever() {
                 tracing::info!(signal, "ending");
                 caller.interrupt();
-                unmount_for_signal(&unmounter);
-                // Whoever still has a file open keeps the detached tree until the last close.
-                let _gone_already = mountpoint::unmount(&path, true);
+                end_mount(&unmounter, &keeper, &path);
             }
         })?;
     Ok(())
 }
 
-pub(super) fn unmount_for_signal(unmounter: &Mutex<Option<Unmounter>>) {
+/// Unmounts what is at `path`. Whoever still has a file open keeps the detached tree until the last
+/// close.
+pub(super) fn end_mount(unmounter: &Mutex<Option<Unmounter>>, keeper: &Keeper, path: &Path) {
+    if keeper.acts(Task::Unmount) {
+        return;
+    }
     let taken = unmounter.lock().unwrap_or_else(|e| e.into_inner()).take();
     if let Some(Err(e)) = taken.map(|mut u| u.unmount()) {
         tracing::debug!(error = %e, "busy, so it is detached");
     }
+    let _gone_already = mountpoint::unmount(path, true);
 }
 
 pub(super) fn failed(error: &Error) -> Message {

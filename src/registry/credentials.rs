@@ -17,8 +17,10 @@ use crate::oci::Reference;
 mod file;
 mod helper;
 mod logins;
+mod outside;
 
 pub use logins::{Logins, Place};
+pub use outside::{Ask, ask_outside, look_up};
 
 /// What proves who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +60,9 @@ pub enum CredentialsError {
     /// A file cannot be written.
     #[error("cannot write {0}: {1}")]
     Write(PathBuf, std::io::Error),
+    /// Whoever looks for them instead of this process did not get them.
+    #[error("credentials: {0}")]
+    Outside(String),
     /// A helper does not work.
     #[error("credential helper docker-credential-{0}: {1}")]
     Helper(String, String),
@@ -106,6 +111,9 @@ impl Source {
             Source::Fixed(credentials) => return Ok(Some(credentials.clone())),
             Source::Files(files) => files,
         };
+        if let Some(found) = outside::found(reference).await {
+            return found;
+        }
         for path in files {
             let Some(document) = file::read(path)? else {
                 continue;

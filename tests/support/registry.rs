@@ -40,11 +40,24 @@ pub struct Control {
     tags: Mutex<HashMap<String, String>>,
     /// When set, an answer takes so many milliseconds, and so does a new connection.
     pub step_ms: AtomicU64,
+    /// Connections now, and the most at the same time.
+    connections: AtomicU64,
+    pub most_connections: AtomicU64,
+    /// When set, the `Authorization` that every request must have.
+    required: Mutex<Option<String>>,
     /// The longest chain of answers, each of which was asked for after the one before had come.
     longest: AtomicU64,
 }
 
 impl Control {
+    /// From now on nobody gets anything but with this user name and password.
+    pub fn require(&self, user: &str, password: &str) {
+        use base64::Engine as _;
+        let both = format!("{user}:{password}");
+        let encoded = base64::engine::general_purpose::STANDARD.encode(both);
+        *self.required.lock().unwrap() = Some(format!("Basic {encoded}"));
+    }
+
     /// Requests for blobs so far, in the order in which they came.
     pub fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
@@ -107,6 +120,14 @@ impl Registry {
 }
 
 fn connection(layout: &std::path::Path, control: &Control, stream: &TcpStream) -> Option<()> {
+    let now = control.connections.fetch_add(1, SeqCst) + 1;
+    control.most_connections.fetch_max(now, SeqCst);
+    let served = requests(layout, control, stream);
+    control.connections.fetch_sub(1, SeqCst);
+    served
+}
+
+fn requests(layout: &std::path::Path, control: &Control, stream: &TcpStream) -> Option<()> {
     stream.set_nodelay(true).ok()?;
     let mut reader = BufReader::new(stream);
     let mut is_new = true;
@@ -115,7 +136,7 @@ fn connection(layout: &std::path::Path, control: &Control, stream: &TcpStream) -
         if reader.read_line(&mut first).ok()? == 0 {
             return None;
         }
-        let (mut range, mut length) = (None, 0);
+        let (mut range, mut length, mut proof) = (None, 0, None);
         loop {
             let mut line = String::new();
             reader.read_line(&mut line).ok()?;
@@ -125,6 +146,9 @@ fn connection(layout: &std::path::Path, control: &Control, stream: &TcpStream) -
             if let Some(value) = line.to_ascii_lowercase().strip_prefix("range: bytes=") {
                 let (start, end) = value.trim().split_once('-')?;
                 range = Some((start.parse().ok()?, end.parse::<usize>().ok()));
+            }
+            if line.to_ascii_lowercase().starts_with("authorization: ") {
+                proof = Some(line["authorization: ".len()..].trim().to_owned());
             }
             if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length: ") {
                 length = value.trim().parse().ok()?;
@@ -136,6 +160,14 @@ fn connection(layout: &std::path::Path, control: &Control, stream: &TcpStream) -
             return None;
         }
         control.requests.fetch_add(1, SeqCst);
+        let required = control.required.lock().unwrap().clone();
+        if required.is_some() && required != proof {
+            let mut stream = stream;
+            let refused = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\n\
+                           Content-Length: 0\r\n\r\n";
+            stream.write_all(refused.as_bytes()).ok()?;
+            continue;
+        }
         let (method, rest) = first.split_once(' ')?;
         let path = rest.split(' ').next()?;
         let steps = control.step(1 + u64::from(is_new));
