@@ -179,6 +179,11 @@ impl Cache {
         evict::soon(&self.root);
     }
 
+    /// The same, now: for who has stored a lot at once and needs it no longer.
+    pub fn keep_within_budget(&self) {
+        evict::now(&self.root);
+    }
+
     /// A layer whose index is stored; `None` for one that has to be streamed first.
     pub fn layer(&self, blob: &Digest) -> Result<Option<StoredLayer>, CacheError> {
         let Some(directory) = self.root.layers(blob)?.directory(blob.hex())? else {

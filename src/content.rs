@@ -24,6 +24,7 @@ mod recorder;
 mod run;
 mod stalls;
 mod stats;
+pub mod witness;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -402,7 +403,9 @@ impl Content {
             digest: l.source.blob.digest().clone(),
             compressed_bytes: l.source.blob.size(),
             address_bytes: l.source.pages.size(),
-            present_bytes: l.proven.get().unwrap_or(&l.source.pages).present_bytes(),
+            // A layer that was proven without room for it is read from the pack's pages.
+            present_bytes: (l.proven.get().map_or(0, Pages::present_bytes))
+                .max(l.source.pages.present_bytes()),
             proof: match (&l.source.prove, l.proven.get()) {
                 (None, _) => Proof::Own,
                 (Some(_), None) => Proof::Missing,

@@ -26,7 +26,7 @@ use rsmount::cache::{Begin, Cache, PAGE_BYTES, Pages, Presence};
 use rsmount::oci::Digest;
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Place, can_mount, long};
+use support::place::{Mounted, Place, can_mount, long};
 use support::registry::Registry;
 
 const MIB: usize = 1 << 20;
@@ -83,6 +83,51 @@ fn a_mount_keeps_within_its_budget_and_reads_all_of_its_bytes() {
     // One look behind: what came since the last one.
     assert!(held <= 8 << 20, "{held} bytes are held");
     assert!(held > 2 << 20, "{held} bytes are held: hardly a cache");
+}
+
+/// With fewer descriptors than there are layers.
+#[test]
+fn a_cache_of_many_layers_is_evicted_and_looked_at() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(2);
+    let cache = Cache::open(&place.path("cache")).unwrap();
+    for n in 0..150_u64 {
+        let blob = Digest::of(&n.to_le_bytes());
+        let Begin::New(mut layer) = cache.begin(&blob, 0).unwrap() else {
+            panic!("known already");
+        };
+        layer.write(&noise(64 << 10, n)).unwrap();
+        layer.commit(b"index").unwrap();
+    }
+    let before = du(&place)["data_bytes"].as_u64().unwrap();
+    assert!(before > 150 * (64 << 10), "{before}");
+    let few = |args: &[&str]| {
+        let mut command = Command::new("sh");
+        let script = "ulimit -n 120; exec \"$0\" \"$@\"";
+        command.args(["-c", script, env!("CARGO_BIN_EXE_rsmount")]);
+        for (name, value) in place.rsmount().get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let output = command.args(args).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+    };
+    few(&["cache", "verify"]);
+    few(&["cache", "du"]);
+    let (image, mnt) = (registry.image(), place.mnt());
+    few(&["-q", "--cache-size", "3MiB", &image, mnt.to_str().unwrap()]);
+    let mounted = Mounted::adopt(&place);
+    assert!(read_anew(&mounted.path("d/0")).unwrap() == noise(2 * MIB, 0));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while du(&place)["data_bytes"].as_u64().unwrap() > 5 << 20 {
+        assert!(Instant::now() < deadline, "not evicted");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    few(&["cache", "prune", "--data"]);
 }
 
 #[test]

@@ -308,6 +308,7 @@ fn wanted(blob: Arc<dyn Blob>, tar: &[u8]) -> Wanted {
         descriptor,
         diff_id: Digest::of(tar),
         blob,
+        sole: false,
     }
 }
 

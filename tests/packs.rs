@@ -169,6 +169,27 @@ fn the_fill_proves_a_pack() {
     assert_eq!(explained["layers"][0]["by"], "index", "{explained}");
 }
 
+/// What is evicted before it was compared is no lie.
+#[test]
+fn a_pack_is_proven_where_the_layer_has_no_room() {
+    let Some(registry) = registry() else {
+        return;
+    };
+    let place = Place::new();
+    let image = pushed(&place, &registry, "narrow");
+    publish(&place, &image);
+    forget(&place);
+    let name = format!("{image}:1");
+    let options = ["--fill", "now", "--cache-size", "1MiB"];
+    let mounted = place.mount_image(&name, &options);
+    wait_until("proven", || place.stats()["pack_proven"] == "all");
+    for name in ["d/hot", "d/cold", "d/late"] {
+        assert!(std::fs::read(mounted.path(name)).unwrap() == expected(name));
+    }
+    drop(mounted);
+    assert_eq!(explain(&place, &[&name])["layers"][0]["by"], "index");
+}
+
 #[test]
 fn a_lying_pack_is_kept_apart_and_found_out() {
     let Some(registry) = registry() else {

@@ -596,6 +596,33 @@ fn the_data_of_a_loaded_image_stays() {
 }
 
 #[test]
+fn what_is_loaded_is_whole_however_small_the_budget() {
+    let place = Place::new();
+    let file = place.path("image.tar").to_str().unwrap().to_owned();
+    {
+        let registry = served(&place, "image", &[base().tar()]);
+        place.ok(&["-q", "save", "-o", &file, &registry.image()]);
+    }
+    // No registry is known to have it.
+    place.ok(&["cache", "prune", "--all"]);
+    let load = || {
+        let mut command = place.rsmount();
+        command.args(["-q", "load", "-i", &file, "--name", "loaded:1"]);
+        command.env("RSMOUNT_CACHE_SIZE", "1MiB").output().unwrap()
+    };
+    // From nothing, and over what another mount has left of it.
+    for _ in 0..2 {
+        let loaded = load();
+        assert!(loaded.status.success(), "{loaded:?}");
+        std::fs::rename(&file, place.path("moved.tar")).unwrap();
+        let cat = place.run(&["cat", "loaded:1:/big"]);
+        assert!(cat.stdout == noise(5 << 20, 1), "{:?}", cat.stderr);
+        std::fs::rename(place.path("moved.tar"), &file).unwrap();
+        place.ok(&["cache", "prune", "--data", "--force"]);
+    }
+}
+
+#[test]
 fn a_layer_that_was_never_compressed_is_its_own_original() {
     let place = Place::new();
     layout::write(&place.path("image"), &[base().tar()], Pack::Plain);

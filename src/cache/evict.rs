@@ -16,8 +16,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use super::budget::{Region, Watermarks, victims};
 use super::lock::Lock;
-use super::stores::{self, Store};
-use super::{CacheError, Pages, Root};
+use super::stores::{self, Owner};
+use super::{CacheError, Root};
 
 /// Lock file.
 const LOCK_NAME: &str = "evict";
@@ -48,9 +48,10 @@ impl Evictor {
 
     fn look(&self, root: &Root) -> Result<u64, CacheError> {
         self.stored.store(0, Relaxed);
-        let stores = stores::all(root)?;
-        let held = stores.iter().try_fold(0, |sum, store| {
-            Ok::<u64, CacheError>(sum + store.disk_bytes()?)
+        let mut held = 0;
+        stores::each(root, |store| {
+            held += store.disk_bytes()?;
+            Ok(())
         })?;
         self.held.store(held, Relaxed);
         Ok(held)
@@ -121,42 +122,69 @@ fn run(root: &Arc<Root>) -> Result<u64, CacheError> {
     let Some(_evicting) = Lock::attempt(lock).map_err(failed)? else {
         return Ok(0);
     };
-    let stores = stores::all(root)?;
     let held = evictor.look(root)?;
-    let (pages, regions) = candidates(root, &stores)?;
-    let victims = victims(evictor.marks, held, regions);
+    let (owners, regions) = candidates(root)?;
+    let mut doomed = vec![Vec::new(); owners.len()];
+    for region in victims(evictor.marks, held, regions) {
+        if let Some(of) = doomed.get_mut(region.store) {
+            of.push(region);
+        }
+    }
     let mut freed = 0;
-    for region in victims {
-        if let Some(pages) = pages.get(region.store).and_then(Option::as_ref) {
-            pages.evict(region.number)?;
-            freed += region.bytes;
+    for (owner, regions) in owners.iter().zip(&doomed) {
+        if !regions.is_empty() {
+            // What cannot be had of one store is no reason to leave the others as they are.
+            let punched = punch(root, owner, regions, &mut freed);
+            punched.unwrap_or_else(|error| tracing::warn!(%error, "not evicted"));
         }
     }
     evictor.look(root)?;
     Ok(freed)
 }
 
-/// What could go, and the stores that it is in.
-fn candidates(
-    root: &Arc<Root>,
-    stores: &[Store],
-) -> Result<(Vec<Option<Pages>>, Vec<Region>), CacheError> {
-    let mut regions = Vec::new();
-    let mut opened = Vec::with_capacity(stores.len());
-    for (store, of) in stores.iter().enumerate() {
-        let pages = match of.pinned || of.sole || of.lent {
-            true => None,
-            false => of.pages(root)?,
+/// What could go, and the stores that it is in. One store is open at a time: there may be thousands.
+fn candidates(root: &Arc<Root>) -> Result<(Vec<Owner>, Vec<Region>), CacheError> {
+    let (mut owners, mut regions) = (Vec::new(), Vec::new());
+    stores::each(root, |store| {
+        if store.is_held() {
+            return Ok(());
+        }
+        let pages = match store.pages(root) {
+            Ok(Some(pages)) => pages,
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot be evicted");
+                return Ok(());
+            }
         };
-        let used = pages.as_ref().map(Pages::regions).unwrap_or_default();
         let region = |(number, (used_ms, bytes))| Region {
             used_ms,
-            store,
+            store: owners.len(),
             number,
             bytes,
         };
-        regions.extend((0..).zip(used).map(region));
-        opened.push(pages);
+        regions.extend((0..).zip(pages.regions()).map(region));
+        owners.push(store.owner);
+        Ok(())
+    })?;
+    Ok((owners, regions))
+}
+
+/// Gives the disk space of `regions` back, unless their store is held by now.
+fn punch(
+    root: &Arc<Root>,
+    owner: &Owner,
+    regions: &[Region],
+    freed: &mut u64,
+) -> Result<(), CacheError> {
+    let store = stores::find(root, owner)?.filter(|store| !store.is_held());
+    let Some(store) = store else { return Ok(()) };
+    let Some(pages) = store.pages(root)? else {
+        return Ok(());
+    };
+    for region in regions {
+        pages.evict(region.number)?;
+        *freed += region.bytes;
     }
-    Ok((opened, regions))
+    Ok(())
 }

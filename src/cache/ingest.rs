@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::bitmap;
 use super::directory::Directory;
-use super::layers::{BLOCKS, Frame, INDEX, INDEX_BYTES_MAX, PAGES, StoredLayer};
+use super::layers::{BLOCKS, Frame, INDEX, INDEX_BYTES_MAX, PAGES, SOLE, StoredLayer};
 use super::lock::Lock;
-use super::pages::{ADDRESS_BYTES_MAX, PAGE_BYTES, Trio};
+use super::pages::{ADDRESS_BYTES_MAX, DATA, PAGE_BYTES, PRESENT, SUMS, Trio};
 use super::staging::{self, Staging};
-use super::{CacheError, Root, evict};
+use super::{CacheError, Root};
 use crate::oci::Digest;
 
 /// Bytes between two looks at the free space: far below what is kept free, and rare.
@@ -46,6 +46,10 @@ pub struct NewLayer {
     /// CRC32C of the page that is not full yet.
     sum: u32,
     look_at: u64,
+    /// Whether its bytes will be nowhere else.
+    sole: bool,
+    /// Whether its bytes are kept, and not the index alone.
+    keeps: bool,
     /// Held until this is dropped.
     _ingest: Lock,
 }
@@ -72,6 +76,8 @@ impl NewLayer {
             length: 0,
             sum: 0,
             look_at: LOOK_BYTES,
+            sole: false,
+            keeps: true,
             _ingest: lock,
         })
     }
@@ -79,6 +85,17 @@ impl NewLayer {
     /// Digest of the blob.
     pub fn blob(&self) -> &Digest {
         &self.blob
+    }
+
+    /// Says that this will be the only copy of its bytes: they are on the disk when it appears, and are
+    /// dropped with the layer, never alone.
+    pub fn set_sole(&mut self) {
+        self.sole = true;
+    }
+
+    /// Keeps the index, and no bytes: for who has no room for them. To be said before the first one.
+    pub fn keep_index_only(&mut self) {
+        self.keeps = false;
     }
 
     /// Adds the next bytes of the address space.
@@ -94,6 +111,10 @@ impl NewLayer {
                 end: size,
                 size: ADDRESS_BYTES_MAX,
             });
+        }
+        if !self.keeps {
+            self.length = size;
+            return Ok(());
         }
         if size >= self.look_at {
             self.root.check_free(LOOK_BYTES)?;
@@ -121,7 +142,8 @@ impl NewLayer {
         staging::write_synced(&self.directory, BLOCKS, blocks).map(drop)
     }
 
-    /// Makes the layer visible, whole, with its index. The caller has verified all bytes.
+    /// Makes the layer visible, whole, with its index. The caller has verified all bytes, and evicts
+    /// ([`Cache::keep_within_budget`](super::Cache::keep_within_budget)) when it needs them no longer.
     pub fn commit(mut self, index: &[u8]) -> Result<StoredLayer, CacheError> {
         if index.len() > INDEX_BYTES_MAX {
             let (digest, bytes) = (self.blob.clone(), index.len());
@@ -142,7 +164,20 @@ impl NewLayer {
         let failed = |e| CacheError::io("write", Path::new(&path), e);
         self.data.flush().map_err(failed)?;
         self.sums.flush().map_err(failed)?;
-        self.present.write_all_at(&bits, 0).map_err(failed)?;
+        if self.keeps {
+            self.present.write_all_at(&bits, 0).map_err(failed)?;
+        } else {
+            self.directory.remove(PAGES)?;
+        }
+        if self.sole {
+            let files = [self.data.get_ref(), self.sums.get_ref(), &self.present];
+            for (file, name) in files.into_iter().zip([DATA, SUMS, PRESENT]) {
+                let synced = file.sync_all();
+                synced.map_err(|e| CacheError::io("sync", &self.pages.path_of(name), e))?;
+            }
+            self.pages.sync()?;
+            staging::write_synced(&self.directory, SOLE, b"")?;
+        }
         let framed = [&Frame::make(&self.blob, size, index), index].concat();
         staging::write_synced(&self.directory, INDEX, &framed)?;
         self.directory.sync()?;
@@ -151,8 +186,6 @@ impl NewLayer {
         Staging::discard(&self.root, &layers, self.blob.hex())?;
         self.staging.place(&layers, self.blob.hex())?;
         layers.sync()?;
-        // What came in at once must not stay above the budget until more is stored.
-        evict::now(&self.root);
         StoredLayer::open(&self.root, self.directory, &self.blob)?
             .ok_or(CacheError::Gone(self.blob))
     }

@@ -142,12 +142,22 @@ impl StoredLayer {
     }
 
     /// Says whether this is the only copy of the layer (of an image that was loaded or made here):
-    /// its data is then dropped with the layer, never alone.
+    /// its data is then on the disk, and is dropped with the layer, never alone.
     pub fn set_sole(&self, sole: bool) -> Result<(), CacheError> {
-        match sole {
-            true => self.directory.ensure_file(SOLE).map(drop),
-            false => self.directory.remove(SOLE),
+        if !sole {
+            return self.directory.remove(SOLE);
         }
+        if self.is_sole()? {
+            return Ok(());
+        }
+        // Marked first: what is evicted before is missed by who looks after, and nothing goes later.
+        self.directory.ensure_file(SOLE)?;
+        if let Some(store) = self.directory.directory(PAGES)?
+            && let Some(trio) = Trio::open(&store)?
+        {
+            trio.sync(&store)?;
+        }
+        self.directory.sync()
     }
 
     /// Whether this is the only copy.

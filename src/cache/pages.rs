@@ -34,8 +34,8 @@ pub(super) const SUM_BYTES: u64 = 4;
 pub const ADDRESS_BYTES_MAX: u64 = 16 << 40;
 
 pub(super) const DATA: &str = "data";
-const SUMS: &str = "sums";
-const PRESENT: &str = "present";
+pub(super) const SUMS: &str = "sums";
+pub(super) const PRESENT: &str = "present";
 
 /// Whether bytes were there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +110,19 @@ impl Trio {
     pub(super) fn data_bytes(&self) -> u64 {
         let len = self.data.metadata().map_or(0, |meta| meta.len());
         len.min(ADDRESS_BYTES_MAX) / PAGE_BYTES * PAGE_BYTES
+    }
+
+    /// Makes what was written survive a power cut.
+    pub(super) fn sync(&self, directory: &Directory) -> Result<(), CacheError> {
+        for (file, name) in [
+            (&self.data, DATA),
+            (&self.sums, SUMS),
+            (&self.present, PRESENT),
+        ] {
+            let synced = file.sync_all();
+            synced.map_err(|e| CacheError::io("sync", &directory.path_of(name), e))?;
+        }
+        directory.sync()
     }
 
     /// Gives the files the lengths that an address space of `size` bytes needs.

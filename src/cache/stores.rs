@@ -41,6 +41,11 @@ impl Store {
         disk_bytes(&self.directory)
     }
 
+    /// Whether nothing of it may go alone.
+    pub(super) fn is_held(&self) -> bool {
+        self.pinned || self.sole || self.lent
+    }
+
     /// Whether a running mount has it open.
     pub(super) fn in_use(&self) -> bool {
         let data = self.directory.file(DATA, false).ok().flatten();
@@ -73,40 +78,71 @@ impl Store {
     }
 }
 
-/// Every store that there is now.
-pub(super) fn all(root: &Root) -> Result<Vec<Store>, CacheError> {
+/// Every store that there is now, to `visit`, which keeps open what it has to: there may be more
+/// stores than a process may have descriptors.
+pub(super) fn each(
+    root: &Root,
+    mut visit: impl FnMut(Store) -> Result<(), CacheError>,
+) -> Result<(), CacheError> {
     let pinned = root.pinned_layers()?;
-    let mut stores = Vec::new();
     each_layer(root, |_, layer, blob| {
-        if let Some(directory) = layer.directory(PAGES)? {
-            stores.push(Store {
-                owner: Owner::Layer(blob.clone()),
-                directory,
-                pinned: pinned.contains(blob),
-                sole: layer.stat(SOLE)?.is_some(),
-                lent: layer.stat(LENT)?.is_some(),
-            });
+        match of_layer(layer, blob, pinned.contains(blob))? {
+            Some(store) => visit(store),
+            None => Ok(()),
         }
-        Ok(())
     })?;
     for pack in root.packs.names()? {
         let Some(of) = root.packs.directory(&pack)? else {
             continue;
         };
         for layer in of.names()? {
-            if let Some(directory) = of.directory(&layer)? {
-                let pack = pack.clone();
-                stores.push(Store {
-                    owner: Owner::Pack { pack, layer },
-                    directory,
-                    pinned: false,
-                    sole: false,
-                    lent: false,
-                });
+            if let Some(store) = of_pack(&of, &pack, &layer)? {
+                visit(store)?;
             }
         }
     }
-    Ok(stores)
+    Ok(())
+}
+
+/// The store of `owner`, as it is now.
+pub(super) fn find(root: &Root, owner: &Owner) -> Result<Option<Store>, CacheError> {
+    match owner {
+        Owner::Layer(blob) => match root.layers(blob)?.directory(blob.hex())? {
+            Some(layer) => of_layer(&layer, blob, root.pinned_layers()?.contains(blob)),
+            None => Ok(None),
+        },
+        Owner::Pack { pack, layer } => match root.packs.directory(pack)? {
+            Some(of) => of_pack(&of, pack, layer),
+            None => Ok(None),
+        },
+    }
+}
+
+fn of_layer(layer: &Directory, blob: &Digest, pinned: bool) -> Result<Option<Store>, CacheError> {
+    let Some(directory) = layer.directory(PAGES)? else {
+        return Ok(None);
+    };
+    Ok(Some(Store {
+        owner: Owner::Layer(blob.clone()),
+        directory,
+        pinned,
+        sole: layer.stat(SOLE)?.is_some(),
+        lent: layer.stat(LENT)?.is_some(),
+    }))
+}
+
+fn of_pack(of: &Directory, pack: &str, layer: &str) -> Result<Option<Store>, CacheError> {
+    let Some(directory) = of.directory(layer)? else {
+        return Ok(None);
+    };
+    let (pack, layer) = (pack.to_owned(), layer.to_owned());
+    Ok(Some(Store {
+        owner: Owner::Pack { pack, layer },
+        directory,
+        pinned: false,
+        sole: false,
+        lent: false,
+    }))
 }
 
 /// Calls `visit` with each layer's parent, directory and digest.

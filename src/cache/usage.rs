@@ -1,6 +1,6 @@
 //! How much the cache holds, and giving it back.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use super::layers::INDEX;
@@ -90,17 +90,17 @@ impl Cache {
         wanted: impl Fn(&Store) -> bool,
     ) -> Result<Pruned, CacheError> {
         let mut pruned = Pruned::default();
-        for store in stores::all(&self.root)? {
+        stores::each(&self.root, |store| {
             if !wanted(&store) {
-                continue;
+                return Ok(());
             }
             if store.pinned {
                 pruned.pinned += 1;
-                continue;
+                return Ok(());
             }
             if store.sole && !force {
                 pruned.kept += 1;
-                continue;
+                return Ok(());
             }
             let bytes = store.disk_bytes()?;
             let moved = match &store.owner {
@@ -117,7 +117,8 @@ impl Cache {
                 pruned.bytes += bytes;
                 pruned.layers += u64::from(matches!(store.owner, Owner::Layer(_)));
             }
-        }
+            Ok(())
+        })?;
         Ok(pruned)
     }
 
@@ -181,28 +182,31 @@ impl Cache {
     /// What the cache holds now.
     pub fn usage(&self) -> Result<Usage, CacheError> {
         let mut usage = Usage::default();
-        let stores = stores::all(&self.root)?;
+        let mut of_layers = HashMap::new();
+        stores::each(&self.root, |store| {
+            let bytes = store.disk_bytes()?;
+            match store.owner.clone() {
+                Owner::Pack { .. } => usage.pack_bytes += bytes,
+                Owner::Layer(blob) => {
+                    let used = recency::last_use(&store.directory);
+                    of_layers.insert(blob, (bytes, Held::of(&store), used));
+                }
+            }
+            Ok(())
+        })?;
         stores::each_layer(&self.root, |_, layer, blob| {
             let index = layer.stat(INDEX)?;
-            let store = stores.iter().find(|store| match &store.owner {
-                Owner::Layer(owner) => owner == blob,
-                Owner::Pack { .. } => false,
-            });
+            let (data_bytes, held, used) = of_layers.remove(blob).unwrap_or_default();
             usage.layers.push(LayerUsage {
                 blob: blob.clone(),
                 index_bytes: index.map_or(0, |s| u64::try_from(s.st_size).unwrap_or(0)),
-                data_bytes: store.map_or(Ok(0), Store::disk_bytes)?,
-                held: store.map(Held::of).unwrap_or_default(),
-                used: store.and_then(|store| recency::last_use(&store.directory)),
+                data_bytes,
+                held,
+                used,
             });
             Ok(())
         })?;
         usage.layers.sort_by(|a, b| a.blob.cmp(&b.blob));
-        for store in &stores {
-            if matches!(store.owner, Owner::Pack { .. }) {
-                usage.pack_bytes += store.disk_bytes()?;
-            }
-        }
         usage.blob_bytes = disk_bytes(&self.root.blobs)?;
         usage.documents = self.root.documents.names()?.len() as u64;
         usage.document_bytes = disk_bytes(&self.root.documents)?;

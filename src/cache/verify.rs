@@ -81,9 +81,9 @@ impl Cache {
     }
 
     fn verify_pages(&self, verified: &mut Verified) -> Result<(), CacheError> {
-        for store in stores::all(&self.root)? {
+        stores::each(&self.root, |store| {
             let Some(pages) = store.pages(&self.root)? else {
-                continue;
+                return Ok(());
             };
             let found = pages.verify(!store.lent)?;
             match &store.owner {
@@ -99,8 +99,8 @@ impl Cache {
                     }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn verify_documents(&self, verified: &mut Verified) -> Result<(), CacheError> {

@@ -13,7 +13,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 use crate::blob::{Blob, ByteRange};
 use crate::cache::{Begin, Cache, NewLayer, StoredLayer};
 use crate::content::error::Error;
-use crate::layer::{AddressSink, Ingest, IngestOptions, blocks, codec};
+use crate::content::witness::Witness;
+use crate::layer::{AddressSink, Ingest, IngestOptions, LayerIndex, blocks, codec};
 use crate::monitor::{Event, Monitor};
 use crate::oci::{Descriptor, Digest};
 
@@ -36,6 +37,8 @@ pub struct Wanted {
     pub diff_id: Digest,
     /// Where its bytes are.
     pub blob: Arc<dyn Blob>,
+    /// Whether the cache will be the only one to have them.
+    pub sole: bool,
 }
 
 /// Makes every layer known; gives them in the order asked for. The first error ends the others,
@@ -94,15 +97,40 @@ async fn from_one_source(
     wanted: &Wanted,
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
-    let digest = wanted.descriptor.digest.clone();
-    let begun = {
-        let (cache, digest, size) = (cache.clone(), digest.clone(), wanted.descriptor.size);
-        spawn_blocking(move || cache.begin(&digest, size)).await
-    };
-    let new = match begun.map_err(|_panicked| Error::Abandoned)?? {
+    let new = match begin(cache, wanted).await? {
         Begin::Known(_) => return Ok(()),
         Begin::New(new) => new,
     };
+    let digest = wanted.descriptor.digest.clone();
+    pass(cache, wanted, Some(new), Witness::default(), monitor).await?;
+    // What came in at once must not stay above the budget until more is stored.
+    let cache = cache.clone();
+    let evicted = spawn_blocking(move || cache.keep_within_budget()).await;
+    evicted.map_err(|_panicked| Error::Abandoned)?;
+    monitor.event(Event::LayerDone { layer: digest });
+    Ok(())
+}
+
+/// Starts to store a layer, unless it is stored; waits while somebody else streams it.
+pub async fn begin(cache: &Cache, wanted: &Wanted) -> Result<Begin, Error> {
+    let (cache, of) = (cache.clone(), wanted.descriptor.clone());
+    let begun = spawn_blocking(move || cache.begin(&of.digest, of.size)).await;
+    Ok(begun.map_err(|_panicked| Error::Abandoned)??)
+}
+
+/// Has a whole layer stream past `witness`, and into the cache if it is `new`. Gives its index, and
+/// whether the witness agrees.
+pub async fn pass(
+    cache: &Cache,
+    wanted: &Wanted,
+    mut new: Option<NewLayer>,
+    witness: Witness,
+    monitor: &dyn Monitor,
+) -> Result<(LayerIndex, bool), Error> {
+    let digest = wanted.descriptor.digest.clone();
+    if let Some(new) = new.as_mut().filter(|_| wanted.sole) {
+        new.set_sole();
+    }
     let mut options = IngestOptions::new(digest.clone(), wanted.descriptor.size);
     options.diff_id = Some(wanted.diff_id.clone());
     // Not less than the layer itself: a full disk is told from a bomb by the write that fails.
@@ -114,14 +142,12 @@ async fn from_one_source(
         size: wanted.descriptor.size,
     });
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
-    let indexing = spawn_blocking(move || index(options, new, queue));
+    let indexing = spawn_blocking(move || index(options, Sink { new, witness }, queue));
     let streamed = stream(&wanted.blob, pieces, &digest, monitor).await;
     // The indexing thread knows best what was wrong with the bytes that came.
     let indexed = indexing.await.map_err(|_panicked| Error::Abandoned)?;
     streamed?;
-    indexed?;
-    monitor.event(Event::LayerDone { layer: digest });
-    Ok(())
+    indexed
 }
 
 /// A piece of the blob, or the end that must be there for the layer to count.
@@ -156,21 +182,28 @@ async fn stream(
     Ok(())
 }
 
-/// Writes the address space to the cache.
-struct Sink(NewLayer);
+/// Writes the address space to the cache, and shows it to the witness.
+struct Sink {
+    new: Option<NewLayer>,
+    witness: Witness,
+}
 
 impl AddressSink for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.0.write(bytes).map_err(io::Error::other)
+        self.witness.push(bytes);
+        match &mut self.new {
+            Some(new) => new.write(bytes).map_err(io::Error::other),
+            None => Ok(()),
+        }
     }
 }
 
 fn index(
     options: IngestOptions,
-    new: NewLayer,
+    sink: Sink,
     mut queue: mpsc::Receiver<Piece>,
-) -> Result<(), Error> {
-    let mut ingest = Ingest::new(options, Sink(new))?;
+) -> Result<(LayerIndex, bool), Error> {
+    let mut ingest = Ingest::new(options, sink)?;
     loop {
         match queue.blocking_recv() {
             Some(Piece::Bytes(bytes)) => ingest.push(&bytes)?,
@@ -178,10 +211,12 @@ fn index(
             None => return Err(Error::Abandoned),
         }
     }
-    let (index, starts, Sink(new)) = ingest.finish_with_blocks()?;
-    if !starts.is_empty() {
-        new.put_blocks(&blocks::encode(&starts))?;
+    let (index, starts, Sink { new, witness }) = ingest.finish_with_blocks()?;
+    if let Some(new) = new {
+        if !starts.is_empty() {
+            new.put_blocks(&blocks::encode(&starts))?;
+        }
+        new.commit(&codec::encode(&index))?;
     }
-    new.commit(&codec::encode(&index))?;
-    Ok(())
+    Ok((index, witness.agrees()))
 }

@@ -272,6 +272,7 @@ fn store(cache: &Cache, packed: Packed) -> Result<(), CommitError> {
         }
         let (index, Sink(new)) = ingest.finish()?;
         new.commit(&codec::encode(&index))?;
+        cache.keep_within_budget();
     }
     Ok(blob.keep(&digest)?)
 }

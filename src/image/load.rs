@@ -4,6 +4,7 @@
 //! copy), unless another name says where it can be fetched. The archive is remembered as a source: as
 //! long as it is there, damaged bytes are read from it again.
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -154,14 +155,16 @@ impl Loading<'_> {
             .ok_or_else(|| Error::Gone(image.digest.clone()))?;
         // The archive may go: what is loaded has a name of its own.
         self.cache.forget_tag(&key)?;
-        let taken = runtime.block_on(self.take(&image, &source, monitor));
+        let taken = self.soles(&image).and_then(|soles| {
+            let taken = runtime.block_on(self.take(&image, &soles, &source, monitor));
+            taken.and_then(|()| self.check_whole(&image))
+        });
         if let Err(error) = taken {
             let mut reach = Reach::default();
             reach.add(self.cache, &top);
             reach::drop_unreachable(self.cache, &reach)?;
             return Err(error);
         }
-        self.mark(&image)?;
         let mut loaded = Vec::new();
         for name in names {
             let whole = ImageName::Registry(store::name(name)?);
@@ -183,12 +186,18 @@ impl Loading<'_> {
     async fn take(
         &self,
         image: &Image,
+        soles: &HashSet<Digest>,
         source: &Source,
         monitor: &Arc<dyn Monitor>,
     ) -> Result<(), Error> {
         let mut wanted = Vec::new();
         for (layer, diff_id) in image.manifest.layers.iter().zip(&image.config.diff_ids) {
+            let sole = soles.contains(&layer.digest);
             if let Some(stored) = self.cache.layer(&layer.digest)? {
+                if sole {
+                    // Before it is looked at, so that nothing of it goes after.
+                    stored.set_sole(true)?;
+                }
                 let pages = stored.pages()?;
                 if !pages.is_present(ByteRange::new(0, pages.size())) {
                     stored.forget()?;
@@ -198,24 +207,35 @@ impl Loading<'_> {
                 descriptor: layer.clone(),
                 diff_id: diff_id.clone(),
                 blob: source.blob(layer)?,
+                sole,
             });
         }
         first_contact::ingest(self.cache, wanted, monitor.clone()).await?;
         Ok(())
     }
 
-    /// Marks the layers that no registry is known to have.
-    fn mark(&self, image: &Image) -> Result<(), Error> {
+    /// The layers that no registry is known to have.
+    fn soles(&self, image: &Image) -> Result<HashSet<Digest>, Error> {
         let mut elsewhere = Reach::default();
         for (_, tag) in reach::names(self.cache)? {
             if tag.sources.is_empty() {
                 elsewhere.add(self.cache, &tag);
             }
         }
+        let layers = image.manifest.layers.iter().map(|layer| &layer.digest);
+        let soles = layers.filter(|digest| !elsewhere.layers.contains(digest));
+        Ok(soles.cloned().collect())
+    }
+
+    /// The archive may go now: what nobody else has must be here, all of it.
+    fn check_whole(&self, image: &Image) -> Result<(), Error> {
         for layer in &image.manifest.layers {
             let stored = self.cache.layer(&layer.digest)?;
-            if let Some(stored) = stored.filter(|_| !elsewhere.layers.contains(&layer.digest)) {
-                stored.set_sole(true)?;
+            let gone = || Error::Gone(layer.digest.clone());
+            let stored = stored.ok_or_else(gone)?;
+            let pages = stored.pages()?;
+            if stored.is_sole()? && !pages.is_present(ByteRange::new(0, pages.size())) {
+                return Err(gone());
             }
         }
         Ok(())

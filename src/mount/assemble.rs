@@ -221,6 +221,7 @@ impl Contact<'_> {
                 descriptor: layer.clone(),
                 diff_id: diff_id.clone(),
                 blob,
+                sole: false,
             });
         }
         let mut streamed = BTreeMap::new();

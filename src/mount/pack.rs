@@ -6,9 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
-use crate::blob::{self, Blob, ByteRange};
-use crate::cache::{Cache, Pages, Presence};
+use crate::blob::{self, Blob};
+use crate::cache::{Begin, Cache, Pages, Presence, StoredLayer};
 use crate::content::first_contact::{self, Wanted};
+use crate::content::witness::{Claim, Witness};
 use crate::content::{self, LayerSource};
 use crate::layer::{LayerIndex, codec};
 use crate::monitor::{Event, Monitor};
@@ -49,7 +50,9 @@ pub(crate) fn layer(
             descriptor: manifest.layers[at].clone(),
             diff_id: index.diff_id.clone(),
             blob: blob.clone(),
+            sole: false,
         },
+        pages: pages.clone(),
     };
     Ok(LayerSource {
         index: index.into(),
@@ -89,6 +92,18 @@ struct Proof {
     index: Arc<LayerIndex>,
     hot: Vec<HotRange>,
     wanted: Wanted,
+    /// The pack's own.
+    pages: Arc<Pages>,
+}
+
+/// What came of comparing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    True,
+    /// Bytes of the layer were read, and are others.
+    Lie,
+    /// Some of them are not here (any more).
+    Unproven,
 }
 
 /// A proof is not progress that anybody looks at.
@@ -101,45 +116,89 @@ impl Monitor for Unheard {
 
 impl Proof {
     async fn run(self) -> Result<Pages, content::Error> {
-        let wanted = vec![self.wanted.clone()];
-        let mut stored = first_contact::ingest(&self.cache, wanted, Arc::new(Unheard)).await?;
-        let stored = stored.pop().ok_or(content::Error::Abandoned)?;
-        let own = codec::decode(&stored.index()?);
-        let own = own.map_err(|_| content::Error::Abandoned)?;
-        let pages = stored.pages()?;
-        let compare = move || {
-            let same = self.is_true(&own, &pages);
-            (self, pages, same)
+        let new = match first_contact::begin(&self.cache, &self.wanted).await? {
+            Begin::Known(stored) => match self.clone().compare(stored.clone()).await? {
+                Verdict::True => return Ok(stored.pages()?),
+                Verdict::Lie => return Err(self.is_lie()),
+                Verdict::Unproven => None,
+            },
+            Begin::New(mut new) => {
+                // Nobody has asked for these bytes.
+                if self.pages.room() < self.index.address_size {
+                    new.keep_index_only();
+                }
+                Some(new)
+            }
         };
-        let (proof, pages, same) = tokio::task::spawn_blocking(compare)
-            .await
-            .map_err(|_panicked| content::Error::Abandoned)?;
-        if same {
-            return Ok(pages);
+        let (cache, wanted) = (&self.cache, &self.wanted);
+        let witness = Witness::new(self.claims());
+        let passed = first_contact::pass(cache, wanted, new, witness, &Unheard).await;
+        // Whatever came of it may be evicted from now on.
+        cache.trim();
+        let (own, agrees) = passed?;
+        if !agrees || !self.is_of(&own) {
+            return Err(self.is_lie());
         }
-        if let Err(error) = proof.cache.deny_pack(&proof.pack) {
-            tracing::error!(%error, "a lying pack is not remembered");
-        }
-        Err(content::Error::Lie(proof.index.blob.clone()))
+        let stored = cache.layer(&self.wanted.descriptor.digest)?;
+        Ok(stored.ok_or(content::Error::Abandoned)?.pages()?)
     }
 
-    /// Whether what the pack says is what the layer holds. How a layer is cut into spans is the
-    /// publisher's choice; what they hold is not.
-    fn is_true(&self, own: &LayerIndex, pages: &Pages) -> bool {
+    fn is_lie(&self) -> content::Error {
+        if let Err(error) = self.cache.deny_pack(&self.pack) {
+            tracing::error!(%error, "a lying pack is not remembered");
+        }
+        content::Error::Lie(self.index.blob.clone())
+    }
+
+    /// What the pack says of bytes. How a layer is cut into spans is the publisher's choice; what
+    /// they hold is not.
+    fn claims(&self) -> impl Iterator<Item = Claim> {
+        let size = self.index.address_size;
+        let spans = self.index.spans.iter().map(|s| (s.address, s.sha256));
+        let hot = self.hot.iter().map(move |h| (h.range(size), h.sha256));
+        hot.chain(spans)
+    }
+
+    /// Whether all else that the pack says is what the layer has.
+    fn is_of(&self, own: &LayerIndex) -> bool {
         let theirs = &*self.index;
-        let same_spans = without_windows(own).spans == theirs.spans;
-        let holds = |range: ByteRange, sha256: &[u8; 32]| {
-            let (mut bytes, mut scratch) = (vec![0; range.len() as usize], Vec::new());
-            let read = pages.read(range, &mut bytes, &mut scratch);
-            matches!(read, Ok(Presence::Read)) && Sha256::digest(&bytes)[..] == *sha256
-        };
         own.entries == theirs.entries
             && own.whiteouts == theirs.whiteouts
             && own.address_size == theirs.address_size
-            && (same_spans || theirs.spans.iter().all(|s| holds(s.address, &s.sha256)))
-            && self
-                .hot
-                .iter()
-                .all(|h| holds(h.range(own.address_size), &h.sha256))
+    }
+
+    /// Compares with what is here of the layer.
+    async fn compare(self, stored: StoredLayer) -> Result<Verdict, content::Error> {
+        let compare = move || {
+            let own = codec::decode(&stored.index()?);
+            let own = own.map_err(|_| content::Error::Abandoned)?;
+            Ok(self.verdict(&own, &stored.pages()?))
+        };
+        tokio::task::spawn_blocking(compare)
+            .await
+            .map_err(|_panicked| content::Error::Abandoned)?
+    }
+
+    fn verdict(&self, own: &LayerIndex, pages: &Pages) -> Verdict {
+        if !self.is_of(own) {
+            return Verdict::Lie;
+        }
+        let same_spans = without_windows(own).spans == self.index.spans;
+        let claims = self.claims();
+        let claims = claims.take(if same_spans {
+            self.hot.len()
+        } else {
+            usize::MAX
+        });
+        let mut scratch = Vec::new();
+        for (range, sha256) in claims {
+            let mut bytes = vec![0; range.len() as usize];
+            match pages.read(range, &mut bytes, &mut scratch) {
+                Ok(Presence::Read) if Sha256::digest(&bytes)[..] == sha256 => {}
+                Ok(Presence::Read) => return Verdict::Lie,
+                Ok(Presence::Absent) | Err(_) => return Verdict::Unproven,
+            }
+        }
+        Verdict::True
     }
 }

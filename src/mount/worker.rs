@@ -38,6 +38,7 @@ use crate::mount::upper::{About, UpperDir};
 
 /// Runs a worker: its keeper at standard input, [`Message`]s to the command on standard output.
 pub fn run() -> ExitCode {
+    raise_descriptors();
     let caller = Arc::new(Caller::default());
     match prepare(&caller) {
         Ok(prepared) => prepared.serve(&caller),
@@ -46,6 +47,17 @@ pub fn run() -> ExitCode {
             caller.say(&failed(&e));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// A mount has some descriptors open for each layer, and the limit that shells begin with is for who
+/// uses select(2).
+fn raise_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "no more descriptors than before");
     }
 }
 

@@ -38,6 +38,7 @@ fn a_layer_that_streams_in_leaves_the_budget_kept() {
     let (one, two) = (Digest::of(b"one"), Digest::of(b"two"));
     let content = bytes(3 * MIB as usize);
     let first = store(&cache, &one, &content, b"i");
+    cache.keep_within_budget();
     assert!(held(&cache) >= 3 * MIB);
     // What was read stays rather than what was not, whichever came first.
     let pages = first.pages().unwrap();
@@ -46,6 +47,9 @@ fn a_layer_that_streams_in_leaves_the_budget_kept() {
         content[2 * MIB as usize..]
     );
     let second = store(&cache, &two, &content, b"i");
+    // Who streams may still want to look at it.
+    assert!(held(&cache) >= 6 * MIB);
+    cache.keep_within_budget();
     assert!(held(&cache) <= 4 * MIB, "{}", held(&cache));
     assert!(read(&pages, 2 * MIB, MIB).is_some());
     assert!(read(&pages, 0, 4096).is_none(), "a hole is not bytes");
@@ -68,6 +72,63 @@ fn a_layer_that_streams_in_leaves_the_budget_kept() {
         thread::sleep(Duration::from_millis(5));
     }
     assert!(held(&cache) <= 4 * MIB + 64 * 1024, "{}", held(&cache));
+}
+
+#[test]
+fn the_only_copy_of_a_layer_is_never_evicted() {
+    let temp = tempfile::tempdir().unwrap();
+    let cache = open_within(&temp, 0);
+    let (blob, content) = (Digest::of(b"sole"), bytes(3 * MIB as usize));
+    let mut layer = begin(&cache, &blob);
+    layer.set_sole();
+    layer.write(&content).unwrap();
+    let stored = layer.commit(b"i").unwrap();
+    assert!(stored.is_sole().unwrap());
+    cache.keep_within_budget();
+    assert_eq!(read_all(&stored.pages().unwrap()).unwrap(), content);
+}
+
+#[test]
+fn an_index_may_be_kept_without_its_bytes() {
+    let temp = tempfile::tempdir().unwrap();
+    let (cache, blob) = (open_within(&temp, 0), Digest::of(b"large"));
+    let content = bytes(MIB as usize + 5);
+    let mut layer = begin(&cache, &blob);
+    layer.keep_index_only();
+    layer.write(&content).unwrap();
+    let stored = layer.commit(b"the index").unwrap();
+    assert_eq!(stored.index().unwrap(), b"the index");
+    let pages = stored.pages().unwrap();
+    assert_eq!((pages.size(), pages.present_bytes()), (MIB + 5, 0));
+    assert!(held(&cache) < MIB / 2, "{}", held(&cache));
+    let at = MIB as usize;
+    pages.write(MIB, &content[at..]).unwrap();
+    assert_eq!(read(&pages, MIB, 5).unwrap(), content[at..]);
+}
+
+/// A file that cannot be punched keeps its bytes, and nobody else's.
+#[test]
+fn what_cannot_be_evicted_does_not_keep_the_rest() {
+    let temp = tempfile::tempdir().unwrap();
+    let (bad, good) = (Digest::of(b"bad"), Digest::of(b"good"));
+    for blob in [&bad, &good] {
+        store(&again(&temp), blob, &bytes(2 * MIB as usize), b"i");
+    }
+    let present = layer_path(&temp, &bad).join("pages/present");
+    std::fs::remove_file(&present).unwrap();
+    std::fs::create_dir(&present).unwrap();
+    let cache = open_within(&temp, 0);
+    cache.keep_within_budget();
+    let usage = cache.usage().unwrap();
+    let left = |blob: &Digest| {
+        usage
+            .layers
+            .iter()
+            .find(|l| l.blob == *blob)
+            .unwrap()
+            .data_bytes
+    };
+    assert!(left(&good) < MIB && left(&bad) > MIB, "{usage:?}");
 }
 
 #[test]
