@@ -9,6 +9,7 @@
 //! thread of the network runtime, which starts with the first absent byte.
 
 mod deadline;
+mod demand;
 mod error;
 mod fetch;
 mod fill;
@@ -27,7 +28,7 @@ mod stats;
 pub mod witness;
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -43,11 +44,12 @@ pub use stats::{ContentStats, LayerStats, Proof};
 
 use crate::blob::{Blob, BoxFuture, ByteRange};
 use crate::cache::{Pages, Presence};
-use crate::content::fill::Demand;
+use crate::content::demand::Demand;
 use crate::content::flights::Flights;
 use crate::content::fringe::Fringe;
 use crate::content::hot::Hot;
 use crate::content::pace::Pace;
+use crate::content::prefetch::Foreseen;
 use crate::content::recorder::Recorder;
 use crate::content::run::Runs;
 use crate::content::stalls::Stalls;
@@ -173,8 +175,8 @@ pub struct Content {
     demand: Demand,
     /// What earlier starts touched, until it is prefetched.
     profile: Mutex<Option<Profile>>,
-    /// Jobs of the profile that are under way: what follows them is known better than guessed.
-    prefetching: AtomicUsize,
+    /// What the profile still has to bring.
+    foreseen: Foreseen,
     recorder: Recorder,
     /// Whether no start like this one was recorded, and this one goes on.
     learning: AtomicBool,
@@ -234,7 +236,7 @@ impl Content {
             } else {
                 Profile::default()
             })),
-            prefetching: AtomicUsize::new(0),
+            foreseen: Foreseen::default(),
             recorder,
             on_notice: OnceLock::new(),
             runtime: runtime.map_or_else(OnceLock::new, |r| OnceLock::from(Ok(r))),

@@ -71,9 +71,10 @@ impl Content {
             Err(e) => return done(Err(Arc::new(e))),
         };
         let content = self.clone();
-        self.demand.enter();
+        let foreseen = self.foreseen.has(layer, &needed);
+        self.demand.enter(foreseen);
         let done = Box::new(move |outcome| {
-            content.demand.leave();
+            content.demand.leave(foreseen);
             done(outcome);
         });
         let done = self.with_deadline(runtime, done);

@@ -1,26 +1,26 @@
 //! Background fill: what is absent is fetched while nobody waits, until the image is whole.
 //!
 //! It asks for little at a time (what comes in 50 ms), twice at once so that the link is never
-//! idle, and asks for nothing while a reader waits: what is under way then is the most that a
-//! reader shares the link with.
+//! idle, and asks for nothing while a reader waits or a profile is being fetched: what is under way
+//! then is the most that a reader shares the link with.
 //!
 //! A start about which nothing is known will wait for one span after the other. Where all that is
 //! missing comes sooner than so many round trips take, it is not asked for piece by piece: the fill
 //! begins with the first wait, and does not stop for others ([`Hurry::Rushed`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
+use crate::content::demand::GLANCE;
 use crate::content::prefetch::Job;
 use crate::content::{Content, Error, Fill, Layer, Notice};
 use crate::layer::SpanStart;
 
 /// Requests at a time: one comes while the other is asked for.
-const REQUESTS: usize = 2;
+pub(super) const REQUESTS: usize = 2;
 
 /// Most requests at a time of a fill that nobody has to be considered for: half of what one source
 /// may have.
@@ -32,7 +32,7 @@ const RUSHED_REQUESTS_MAX: usize = 4;
 const LIKELY_WAITS: u32 = 40;
 
 /// What one request may ask for is what comes in this time.
-const REQUEST_TIME: Duration = Duration::from_millis(50);
+pub(super) const REQUEST_TIME: Duration = Duration::from_millis(50);
 
 /// Bounds of a request: below, asking costs more than it brings; above, a wrong measurement would
 /// keep a reader waiting.
@@ -45,12 +45,6 @@ const QUIET_BEFORE: Duration = Duration::from_secs(10);
 /// How long no reader must have waited before a fill that has begun asks again.
 const QUIET_BETWEEN: Duration = Duration::from_millis(100);
 
-/// A reader who waits for so long without a byte from the source is stalled.
-const STALLED: Duration = Duration::from_secs(1);
-
-/// How often it looks whether it is quiet.
-const GLANCE: Duration = Duration::from_millis(20);
-
 /// Whether a fill gives way to readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Hurry {
@@ -58,67 +52,6 @@ enum Hurry {
     Considerate,
     /// It is what they wait for.
     Rushed,
-}
-
-/// Whether readers wait, and since when none does.
-#[derive(Debug)]
-pub(super) struct Demand {
-    since: Instant,
-    waiting: AtomicUsize,
-    last_ms: AtomicU64,
-    /// When bytes came, or somebody began to wait for them.
-    heard_ms: AtomicU64,
-}
-
-impl Default for Demand {
-    fn default() -> Demand {
-        Demand {
-            since: Instant::now(),
-            waiting: AtomicUsize::new(0),
-            last_ms: AtomicU64::new(0),
-            heard_ms: AtomicU64::new(0),
-        }
-    }
-}
-
-impl Demand {
-    pub(super) fn enter(&self) {
-        if self.waiting.fetch_add(1, Relaxed) == 0 {
-            self.heard();
-        }
-    }
-
-    fn now_ms(&self) -> u64 {
-        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    /// The source has given something.
-    pub(super) fn heard(&self) {
-        self.heard_ms.store(self.now_ms(), Relaxed);
-    }
-
-    /// Whether somebody waits and nothing comes.
-    pub(super) fn is_stalled(&self) -> bool {
-        let silence = self.now_ms().saturating_sub(self.heard_ms.load(Relaxed));
-        self.waiting.load(Relaxed) > 0 && u128::from(silence) >= STALLED.as_millis()
-    }
-
-    pub(super) fn leave(&self) {
-        self.last_ms.store(self.now_ms(), Relaxed);
-        self.waiting.fetch_sub(1, Relaxed);
-    }
-
-    /// Whether nobody waits, and nobody did for as long as `quiet`.
-    fn is_quiet(&self, quiet: Duration) -> bool {
-        let last = Duration::from_millis(self.last_ms.load(Relaxed));
-        self.waiting.load(Relaxed) == 0 && self.since.elapsed().saturating_sub(last) >= quiet
-    }
-
-    async fn quiet(&self, quiet: Duration) {
-        while !self.is_quiet(quiet) {
-            tokio::time::sleep(GLANCE).await;
-        }
-    }
 }
 
 impl Content {
@@ -224,19 +157,27 @@ impl Content {
                         return;
                     }
                 }
-                if hurry == Hurry::Considerate && !self.demand.is_quiet(quiet) {
-                    quiet = QUIET_BETWEEN;
-                    self.demand.quiet(quiet).await;
-                }
                 at = job.spans.end;
                 if under_way.len() >= self.requests(hurry) {
                     under_way.join_next().await;
+                }
+                // Last, so that nobody can have come since.
+                if hurry == Hurry::Considerate && !self.is_idle(quiet) {
+                    quiet = QUIET_BETWEEN;
+                    while !self.is_idle(quiet) {
+                        tokio::time::sleep(GLANCE).await;
+                    }
                 }
                 let content = self.clone();
                 under_way.spawn(async move { content.bring_absent(&job).await });
             }
         }
         under_way.join_all().await;
+    }
+
+    /// Whether nothing is wanted more than the fill: neither by readers, nor by the profile.
+    fn is_idle(&self, quiet: Duration) -> bool {
+        self.demand.is_quiet(quiet) && !self.is_prefetching()
     }
 
     /// Whether the cache takes a job more, and the `others` that have begun and are about as large.
@@ -295,21 +236,5 @@ impl Content {
             layer,
             spans: first..end.unwrap_or(spans.len()),
         })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn it_is_quiet_when_nobody_waits_and_nobody_did() {
-        let demand = Demand::default();
-        assert!(demand.is_quiet(Duration::ZERO));
-        assert!(!demand.is_quiet(Duration::from_secs(60)));
-        demand.enter();
-        assert!(!demand.is_quiet(Duration::ZERO));
-        demand.leave();
-        assert!(demand.is_quiet(Duration::ZERO));
     }
 }

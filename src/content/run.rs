@@ -135,7 +135,7 @@ impl Content {
             return Ok(());
         }
         let ahead = match why {
-            Why::Demand if self.prefetching.load(Relaxed) == 0 => self.ahead(layer, left),
+            Why::Demand if !self.is_prefetching() => self.ahead(layer, left),
             Why::Demand | Why::Background => Ahead::none(self, number, left.end),
         };
         let end = ahead.spans.end;
