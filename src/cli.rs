@@ -106,7 +106,7 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         }
         Command::Key(command) => key::run(command)?,
         Command::Index(command) => index::run(&command, &args.global, settings)?,
-        Command::Bench(bench) => bench::bench(&bench, &args.global, settings)?,
+        Command::Bench(bench) => return bench::bench(&bench, &args.global, settings),
         Command::Doctor(doctor) => return doctor::doctor(&doctor, settings),
         Command::Explain { source, json } => publish::explain(&source, json, settings)?,
         Command::Push(push) => freeze::push(&push, &args.global, settings)?,

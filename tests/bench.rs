@@ -4,11 +4,14 @@
 #[path = "support/all.rs"]
 mod support;
 
-use std::process::Output;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
+use support::ordinary::{Ordinary, USUAL, can_be_ordinary};
 use support::place::{Place, can_mount};
 use support::registry::Registry;
 
@@ -146,4 +149,134 @@ fn what_cannot_be_measured_is_one_line_and_leaves_nothing() {
         assert_eq!(said.lines().count(), 1, "{said}");
     }
     assert_clean(&place);
+}
+
+/// Processes of which a word of the command line is `word`.
+fn processes_with(word: &str) -> usize {
+    let has = |pid: &Path| {
+        let line = std::fs::read(pid.join("cmdline")).unwrap_or_default();
+        line.split(|byte| *byte == 0).any(|w| w == word.as_bytes())
+    };
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter(|entry| has(&entry.path())).count()
+}
+
+fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "not {what} in 30 s");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A measurement that goes on.
+fn begun(place: &Place, image: &str, mode: &str, command: &[&str]) -> Child {
+    let scratch = place.path("scratch");
+    std::fs::create_dir_all(&scratch).unwrap();
+    let mut bench = place.rsmount();
+    bench.args(["-q", "bench", "--runs", "1", "--modes", mode, "--scratch"]);
+    bench.arg(scratch).args([image, "--"]).args(command);
+    bench.stdout(Stdio::piped()).stderr(Stdio::piped());
+    bench.spawn().unwrap()
+}
+
+/// Sends it a signal: nothing is left, and the exit code says which it was.
+fn assert_ends(place: &Place, child: Child, signal: &str, code: i32) {
+    let mut kill = Command::new("kill");
+    let sent = kill.args(["-s", signal, &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    assert!(
+        output.stdout.is_empty() && output.stderr.is_empty(),
+        "{output:?}"
+    );
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(place.dir.path().to_str().unwrap()));
+    assert_clean(place);
+}
+
+#[test]
+fn a_signal_ends_it_as_if_it_had_ended() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let Some(registry) = served(&place) else {
+        return;
+    };
+    for (signal, code) in [("INT", 130), ("TERM", 143)] {
+        // While the command runs.
+        let long = format!("{}", 100_000 + std::process::id());
+        let command = ["/bin/busybox", "sleep", &long];
+        let child = begun(&place, &registry.image(), "first-contact", &command);
+        // `rsmount`, `unshare`, and the command itself.
+        wait_until("running", || processes_with(&long) >= 3);
+        assert_ends(&place, child, signal, code);
+        wait_until("ended", || processes_with(&long) == 0);
+
+        // While the image is on its way.
+        let asked = registry.control.asked().len();
+        *registry.control.held_range.lock().unwrap() = Some(1 << 20..2 << 20);
+        let child = begun(&place, &registry.image(), "first-contact", READS);
+        let is_layer = |a: &support::registry::Asked| a.range.end > 1 << 20;
+        wait_until("asked for", || {
+            registry.control.asked()[asked..].iter().any(is_layer)
+        });
+        assert_ends(&place, child, signal, code);
+        *registry.control.held_range.lock().unwrap() = None;
+    }
+}
+
+#[test]
+fn an_ordinary_user_measures_as_well() {
+    if !can_be_ordinary() {
+        return;
+    }
+    let user = Ordinary::on(USUAL);
+    let Some(registry) = served(&user.place) else {
+        return;
+    };
+    let mut probe = user.command(support::ordinary::UID, "unshare");
+    let probe = probe.args(["--user", "--map-root-user", "--mount", "--pid", "--fork"]);
+    if !probe.arg("true").output().unwrap().status.success() {
+        support::place::skip("needs user namespaces for ordinary users");
+        return;
+    }
+    let scratch = user.home().to_str().unwrap().to_owned();
+    let image = registry.image();
+    let words = [
+        "-q",
+        "bench",
+        "--json",
+        "--runs",
+        "1",
+        "--scratch",
+        &scratch,
+    ];
+    let modes = [
+        "--modes",
+        "first-contact,indexed,profiled,warm",
+        &image,
+        "--",
+    ];
+    let before = std::fs::read_dir(user.home()).unwrap().count();
+    let said = user.ok(&[&words[..], &modes, READS].concat());
+    let measured: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!(measured["page_cache_dropped"], false);
+    let modes = measured["modes"].as_array().unwrap();
+    let fetched = |n: usize| modes[n]["median"]["fetched_bytes"].as_u64().unwrap();
+    assert_eq!(modes.len(), 4, "{measured}");
+    assert_eq!(fetched(0), measured["compressed_bytes"].as_u64().unwrap());
+    assert!((1..fetched(0) / 2).contains(&fetched(1)), "{measured}");
+    assert_eq!(fetched(3), 0, "{measured}");
+    assert_eq!(user.mounted(), None);
+    // What is new besides is where records of mounts go, and the log.
+    let left = std::fs::read_dir(user.home()).unwrap().flatten();
+    let names: Vec<_> = left.map(|e| e.file_name().into_string().unwrap()).collect();
+    assert!(
+        names.iter().all(|name| !name.starts_with("rsmount-bench")),
+        "{names:?}"
+    );
+    assert!(names.len() <= before + 3, "{names:?}");
 }

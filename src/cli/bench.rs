@@ -4,9 +4,11 @@
 mod numbers;
 mod picture;
 mod start;
+mod stop;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
 use clap::ValueEnum;
 
@@ -15,6 +17,7 @@ use crate::cli::args::Global;
 use crate::cli::args::look::{BenchArgs, Mode, Peer};
 use crate::cli::bench::numbers::{LeftOut, Measured, Row, Start, seconds};
 use crate::cli::bench::start::{Job, Podman};
+use crate::cli::bench::stop::Stop;
 use crate::cli::mount::source_request;
 use crate::cli::output::{self, Failure, size};
 use crate::cli::settings::Settings;
@@ -72,14 +75,29 @@ fn mode_name(mode: Mode) -> String {
 }
 
 /// What all starts share.
-struct Bench {
+struct Bench<'a> {
     scratch: Scratch,
     request: MountRequest,
     job: Job,
     drops: bool,
+    stop: &'a Stop,
 }
 
-pub(crate) fn bench(args: &BenchArgs, global: &Global, settings: Settings) -> Result<(), Failure> {
+/// A signal ends it early: then nothing is left of it either, and the exit code says which it was.
+pub(crate) fn bench(
+    args: &BenchArgs,
+    global: &Global,
+    settings: Settings,
+) -> Result<ExitCode, Failure> {
+    let stop = Stop::register().map_err(|e| Failure::of(&e))?;
+    let outcome = run(args, global, settings, &stop);
+    match stop.exit_code() {
+        Some(code) => Ok(ExitCode::from(code)),
+        None => outcome.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+fn run(args: &BenchArgs, global: &Global, settings: Settings, stop: &Stop) -> Result<(), Failure> {
     if let Some(report) = &args.report {
         picture::check_name(report)?;
     }
@@ -88,7 +106,9 @@ pub(crate) fn bench(args: &BenchArgs, global: &Global, settings: Settings) -> Re
     request.foreground = false;
     request.mountpoint = scratch.0.join("mnt");
     request.cache_dir = scratch.0.join("look");
-    let found = defaults(&request).map_err(|e| Failure::of(&e))?;
+    let asked = request.clone();
+    let found = stop.during(move || defaults(&asked))?;
+    let found = found.map_err(|e| Failure::of(&e))?;
     let mut environment = vec![PATH.to_owned(), "HOME=/root".to_owned()];
     environment.extend(found.environment.iter().cloned());
     let bench = Bench {
@@ -99,6 +119,7 @@ pub(crate) fn bench(args: &BenchArgs, global: &Global, settings: Settings) -> Re
             command: args.command.clone(),
             environment,
         },
+        stop,
     };
     if !bench.drops && !global.quiet {
         output::note("only root may drop the page cache: starts are warmer than cold ones");
@@ -127,7 +148,7 @@ fn may_drop_caches() -> bool {
     rustix::process::geteuid().is_root() && file.is_ok()
 }
 
-impl Bench {
+impl Bench<'_> {
     fn measured(
         &self,
         found: Defaults,
@@ -158,7 +179,7 @@ impl Bench {
                 continue;
             }
             let pack = match mode {
-                Mode::Packed => self.pack(),
+                Mode::Packed => self.pack()?,
                 _ => Ok(()),
             };
             match pack {
@@ -189,12 +210,14 @@ impl Bench {
     }
 
     /// Whether a start would use a pack; the error says why not.
-    fn pack(&self) -> Result<(), String> {
-        let explained = explain::explain(&self.request).map_err(|e| e.to_string())?;
-        match explained.pack.used {
-            true => Ok(()),
-            false => Err(explained.pack.why),
-        }
+    fn pack(&self) -> Result<Result<(), String>, Failure> {
+        let request = self.request.clone();
+        let explained = self.stop.during(move || explain::explain(&request))?;
+        Ok(match explained {
+            Ok(explained) if explained.pack.used => Ok(()),
+            Ok(explained) => Err(explained.pack.why),
+            Err(error) => Err(error.to_string()),
+        })
     }
 
     fn is_plain(&self) -> bool {
@@ -246,7 +269,7 @@ impl Bench {
             Way::Mode(mode @ (Mode::Profiled | Mode::Warm)) => (*mode, Some(&self.job)),
             Way::Mode(Mode::FirstContact | Mode::Packed) | Way::Podman(_) => return Ok(()),
         };
-        let prepared = start::mounted(&self.request(mode), job);
+        let prepared = start::mounted(&self.request(mode), job, self.stop);
         prepared
             .map(drop)
             .map_err(|failure| failure.within(&way.name()))
@@ -258,7 +281,7 @@ impl Bench {
             Way::Mode(mode) => *mode,
             Way::Podman(podman) => {
                 self.drop_caches();
-                return podman.start(&self.job);
+                return podman.start(&self.job, self.stop);
             }
         };
         let directory = self.cache_dir(mode);
@@ -278,7 +301,7 @@ impl Bench {
         if mode != Mode::Warm {
             self.drop_caches();
         }
-        start::mounted(&self.request(mode), Some(&self.job))
+        start::mounted(&self.request(mode), Some(&self.job), self.stop)
     }
 
     fn drop_caches(&self) {

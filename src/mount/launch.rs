@@ -3,11 +3,14 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::monitor::Event;
@@ -60,6 +63,9 @@ pub enum LaunchError {
         /// Where it may have said more.
         log: PathBuf,
     },
+    /// The caller does not want it any more.
+    #[error("stopped")]
+    Stopped,
     /// It could not be started.
     #[error("cannot start the worker: {0}")]
     Io(#[from] io::Error),
@@ -70,7 +76,17 @@ pub enum LaunchError {
 pub fn launch(
     request: &MountRequest,
     words: &[String],
+    on_event: impl FnMut(Event),
+) -> Result<Launched, LaunchError> {
+    launch_unless(request, words, on_event, None)
+}
+
+/// The same, given up as soon as `stop` can be read; then nothing of the mount is left.
+pub fn launch_unless(
+    request: &MountRequest,
+    words: &[String],
     mut on_event: impl FnMut(Event),
+    stop: Option<BorrowedFd<'_>>,
 ) -> Result<Launched, LaunchError> {
     let log = log_path();
     inherit_nothing()?;
@@ -91,8 +107,17 @@ pub fn launch(
         .stdout
         .take()
         .ok_or_else(|| io::Error::other("no pipe"))?;
-    for line in BufReader::new(stdout).lines() {
-        match serde_json::from_str(&line?).map_err(io::Error::other)? {
+    let mut said = BufReader::new(stdout);
+    loop {
+        if said.buffer().is_empty() && is_stopped(said.get_ref().as_fd(), stop) {
+            end(&mut child);
+            return Err(LaunchError::Stopped);
+        }
+        let mut line = String::new();
+        if said.read_line(&mut line)? == 0 {
+            break;
+        }
+        match serde_json::from_str(&line).map_err(io::Error::other)? {
             Message::Event(event) => on_event(event),
             Message::Ready(record) => return Ok(Launched { record, child }),
             Message::Failed { message, causes } => {
@@ -103,6 +128,25 @@ pub fn launch(
     }
     let status = child.wait()?.to_string();
     Err(LaunchError::Died { status, log })
+}
+
+/// Waits until the worker says something; true when it is time to stop instead.
+fn is_stopped(said: BorrowedFd<'_>, stop: Option<BorrowedFd<'_>>) -> bool {
+    let Some(stop) = stop else { return false };
+    let mut fds = [
+        PollFd::new(&stop, PollFlags::IN),
+        PollFd::new(&said, PollFlags::IN),
+    ];
+    while poll(&mut fds, None) == Err(rustix::io::Errno::INTR) {}
+    !fds[0].revents().is_empty()
+}
+
+/// Ends a keeper, and with it what its worker has made so far.
+fn end(child: &mut Child) {
+    if let Some(pid) = Pid::from_raw(child.id().cast_signed()) {
+        let _gone = kill_process(pid, Signal::TERM);
+    }
+    let _status = child.wait();
 }
 
 /// How glibc's malloc should behave in a worker that may be one of hundreds: large buffers (the FUSE

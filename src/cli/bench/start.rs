@@ -1,11 +1,16 @@
 //! One start: mount in a fresh process, run the command, look at the numbers, unmount. And the same
 //! by another tool.
 
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
+
 use crate::cli::bench::numbers::Start;
+use crate::cli::bench::stop::Stop;
 use crate::cli::output::Failure;
 use crate::monitor::Event;
 use crate::mount::launch::{self, LaunchError};
@@ -33,17 +38,26 @@ pub(super) struct Job {
     pub(super) environment: Vec<String>,
 }
 
-/// Unmounts when something went wrong in between.
-struct Mounted<'a>(&'a Path);
+/// A mount that ends with this, and the keeper that ends with the mount: whoever comes after finds
+/// nobody at work in the cache.
+struct Mounted<'a> {
+    mountpoint: &'a Path,
+    keeper: Child,
+}
 
 impl Drop for Mounted<'_> {
     fn drop(&mut self) {
-        let _gone_already = mountpoint::unmount(self.0, true);
+        let _gone_already = mountpoint::unmount(self.mountpoint, true);
+        let _ended = self.keeper.wait();
     }
 }
 
 /// Mounts as `request` says and runs `job` in it; without a job nothing is run.
-pub(super) fn mounted(request: &MountRequest, job: Option<&Job>) -> Result<Start, Failure> {
+pub(super) fn mounted(
+    request: &MountRequest,
+    job: Option<&Job>,
+    stop: &Stop,
+) -> Result<Start, Failure> {
     let began = Instant::now();
     let mut resolved = None;
     let on_event = |event: Event| {
@@ -51,15 +65,20 @@ pub(super) fn mounted(request: &MountRequest, job: Option<&Job>) -> Result<Start
             resolved.get_or_insert(began.elapsed());
         }
     };
-    let launched = launch::launch(request, &[], on_event).map_err(|e| match e {
+    let launched = launch::launch_unless(request, &[], on_event, Some(stop.fd()));
+    let launched = launched.map_err(|e| match e {
         LaunchError::Failed { message, causes } => Failure::new(message).with_causes(causes),
         other => Failure::of(&other),
     })?;
     let usable = began.elapsed();
-    let mounted = Mounted(&request.mountpoint);
-    let mut child = launched.child;
+    let mounted = Mounted {
+        mountpoint: &request.mountpoint,
+        keeper: launched.child,
+    };
     if let Some(job) = job {
-        succeed(&mut enter(&request.mountpoint, job), &job.command[0])?;
+        let mut command = enter(&request.mountpoint, job);
+        // `unshare` waits for what it has started whatever it is asked.
+        succeed(&mut command, &job.command[0], stop, Signal::KILL)?;
     }
     let ready = began.elapsed();
     let stats = record::socket_path(launched.record.pid)
@@ -67,7 +86,6 @@ pub(super) fn mounted(request: &MountRequest, job: Option<&Job>) -> Result<Start
         .map_err(|e| Failure::new(format!("the mount does not answer: {e}")))?;
     mountpoint::unmount(&request.mountpoint, false).map_err(|e| Failure::of(&e))?;
     drop(mounted);
-    let _ended = child.wait();
     Ok(Start {
         resolved,
         usable,
@@ -97,19 +115,33 @@ fn enter(root: &Path, job: &Job) -> Command {
     command
 }
 
-fn succeed(command: &mut Command, name: &str) -> Result<(), Failure> {
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.map_err(|e| Failure::new(format!("{name}: {e}")))?;
-    if output.status.success() {
+/// Runs a program, which gets `ask` when it is time to stop.
+fn succeed(command: &mut Command, name: &str, stop: &Stop, ask: Signal) -> Result<(), Failure> {
+    let failed = |e: std::io::Error| Failure::new(format!("{name}: {e}"));
+    let mut log = tempfile().map_err(failed)?;
+    let theirs = log.try_clone().map_err(failed)?;
+    let spawned = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(theirs)
+        .spawn();
+    let status = stop.wait(&mut spawned.map_err(failed)?, ask)?;
+    if status.success() {
         return Ok(());
     }
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let mut said = Vec::new();
+    log.rewind().map_err(failed)?;
+    log.read_to_end(&mut said).map_err(failed)?;
+    let said = String::from_utf8_lossy(&said).into_owned();
     let last = said.lines().rev().find(|line| !line.trim().is_empty());
     let last = last.map_or_else(String::new, |line| format!(": {line}"));
-    Err(Failure::new(format!(
-        "{name} failed ({}){last}",
-        output.status
-    )))
+    Err(Failure::new(format!("{name} failed ({status}){last}")))
+}
+
+/// A file in memory.
+fn tempfile() -> std::io::Result<File> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    Ok(rustix::fs::memfd_create("stderr", flags)?.into())
 }
 
 /// podman with a storage of its own.
@@ -151,23 +183,24 @@ impl Podman {
     }
 
     /// Pulls and runs, and removes the image again.
-    pub(super) fn start(&self, job: &Job) -> Result<Start, Failure> {
+    pub(super) fn start(&self, job: &Job, stop: &Stop) -> Result<Start, Failure> {
         let insecure = self.plain.then_some("--tls-verify=false");
         let began = Instant::now();
         let mut pull = self.command();
         pull.args(["pull", "--quiet"])
             .args(insecure)
             .arg(&self.image);
-        succeed(&mut pull, "podman pull")?;
+        succeed(&mut pull, "podman pull", stop, Signal::TERM)?;
         let usable = began.elapsed();
         let mut run = self.command();
         run.args(["run", "--rm", "--network=none", "--user=0:0"]);
         run.arg(format!("--entrypoint={}", job.command[0]));
         run.arg(&self.image).args(&job.command[1..]);
-        succeed(&mut run, "podman run")?;
+        succeed(&mut run, "podman run", stop, Signal::TERM)?;
         let ready = began.elapsed();
         let mut remove = self.command();
-        succeed(remove.args(["rmi", "--force", &self.image]), "podman rmi")?;
+        remove.args(["rmi", "--force", &self.image]);
+        succeed(&mut remove, "podman rmi", stop, Signal::TERM)?;
         Ok(Start {
             usable,
             ready,
@@ -178,6 +211,13 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
+        if !self.root.exists() {
+            return;
+        }
+        // A container goes on when who has started it is ended.
+        let mut remove = self.command();
+        remove.args(["rm", "--all", "--force", "--time", "0"]);
+        let _nothing_left = remove.stdin(Stdio::null()).output();
         // What podman leaves mounted would keep the directory.
         for path in [self.root.join("overlay"), self.root.clone()] {
             let flags = rustix::mount::UnmountFlags::DETACH;
