@@ -70,9 +70,11 @@ fn print(e: &Explanation) {
             "pack" => "known by the pack".to_owned(),
             _ => "unknown: a mount streams it first".to_owned(),
         };
-        let slow = match layer.from_start {
-            true => "; one zstd frame, decoded from its start but for a pack's hot pages",
-            false => "",
+        let slow = match (layer.from_start, layer.compression) {
+            (true, _) => "; one zstd frame, decoded from its start but for a pack's hot pages",
+            (false, Some("zstd")) => "; read by whole zstd frames, which cannot be cut anew",
+            _ if layer.narrow => "; cut anew for what starts touch",
+            _ => "",
         };
         let digest = layer.digest.get(..19).unwrap_or(&layer.digest);
         text += &format!(

@@ -5,6 +5,15 @@
 //! it. Windows made here hold all of their 32 KiB, because which bytes are referred to is not known
 //! without the blob; elsewhere every other place to begin goes, so that the whole stays within the
 //! budget of an index. Pure: whoever calls gives the bytes.
+//!
+//! Rejected: one run of all hot ranges between whose blocks lie less than 16 KiB compressed. Blocks are
+//! long (about 115 KiB of a gzip layer, 43 KiB compressed), so most hot ranges share theirs, and the
+//! indexes of a python image came to 1.1 % instead of 1.5 %; but its start fetched 9.0 MB instead of
+//! 7.6 MB: what costs that was not found out.
+//!
+//! zstd layers stay as they are. Where there are many frames, each is a place to begin already. Into
+//! a frame there is no way: a block goes on with the entropy tables and the repeated offsets of the one
+//! before (RFC 8878, 3.1.1.3), which no decoder takes from outside as a deflate decoder takes a window.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -115,7 +124,10 @@ impl Cuts {
             }
             Some(block) => self.enter(block, read)?,
         }
-        let behind = blocks.get(blocks.partition_point(|b| b.address < run.end()))?;
+        let Some(behind) = blocks.get(blocks.partition_point(|b| b.address < run.end())) else {
+            // It lasts to the end of the layer.
+            return Some(());
+        };
         let next = self.at.range(run.end()..).next().map(|(at, _)| *at);
         if next.is_none_or(|next| behind.address + BLUR_BYTES < next) {
             self.insert(behind.address, behind.consumed, SpanStart::Continue);

@@ -522,5 +522,10 @@ fn an_index_cut_anew_decodes_the_same_and_is_narrow_where_it_is_hot() {
         }
         let hot = [ByteRange::new(1_850_001, 1_855_000)];
         assert!(narrow::narrow(&base, &starts, &hot, &mut |_| None).is_none());
+        // Behind the last block begins none.
+        let end = tar.len() as u64;
+        let hot = [ByteRange::new(1000, 2000), ByteRange::new(end - 600, end)];
+        let index = narrow::narrow(&base, &starts, &hot, &mut read).unwrap();
+        check_each(&index, &tar, &blob);
     }
 }

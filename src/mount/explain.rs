@@ -60,6 +60,10 @@ pub struct Layer {
     pub present_bytes: u64,
     /// Uncompressed bytes in all; absent when nothing is known.
     pub address_bytes: Option<u64>,
+    /// What its bytes turned out to be: `gzip`, `zstd` or `none`; absent when nothing is known.
+    pub compression: Option<&'static str>,
+    /// Whether its index was cut anew for what earlier starts touched; one of zstd frames cannot be.
+    pub narrow: bool,
     /// Whether it is one zstd frame, so that a read that no pack's hot pages answer decodes it from
     /// its start.
     pub from_start: bool,
@@ -149,6 +153,8 @@ fn describe(
             by,
             present_bytes,
             address_bytes: index.as_ref().map(|index| index.address_size),
+            compression: index.as_ref().map(|index| index.compression.as_str()),
+            narrow: stored.as_ref().is_some_and(|s| s.narrow().is_some()),
             from_start: index.as_ref().is_some_and(is_one_frame),
         });
     }

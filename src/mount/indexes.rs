@@ -14,7 +14,7 @@ use crate::mount::error::Error;
 use crate::mount::request::{MountRequest, TrustIndex};
 use crate::mount::resolve::{Image, Resolver};
 use crate::mount::source;
-use crate::oci::{Compression, Descriptor};
+use crate::oci::Descriptor;
 
 /// The indexes of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -63,11 +63,7 @@ impl Index {
     fn of(index: &LayerIndex, stored: u64) -> Index {
         let begins = |span: &&crate::layer::Span| span.start != SpanStart::Continue;
         Index {
-            compression: match index.compression {
-                Compression::None => "none",
-                Compression::Gzip => "gzip",
-                Compression::Zstd => "zstd",
-            },
+            compression: index.compression.as_str(),
             address_bytes: index.address_size,
             spans: index.spans.len() as u64,
             checkpoints: index.spans.iter().filter(begins).count() as u64,

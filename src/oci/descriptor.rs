@@ -43,6 +43,17 @@ pub enum Compression {
     Zstd,
 }
 
+impl Compression {
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Compression::None => "none",
+            Compression::Gzip => "gzip",
+            Compression::Zstd => "zstd",
+        }
+    }
+}
+
 impl Descriptor {
     /// A descriptor without annotations.
     pub fn new(media_type: impl Into<String>, digest: Digest, size: u64) -> Descriptor {
