@@ -1,8 +1,11 @@
 //! `--format`: a value through a template.
 //!
 //! The language is Jinja's, by `minijinja`: well kept, without dependencies but serde, and it cannot
-//! do anything but print. Docker's own is Go's `text/template`, for which there is no kept crate; its
-//! two forms that scripts live on, `{{.Config.User}}` and `{{json .Config}}`, are read as well.
+//! do anything but print. Docker's own is Go's `text/template`, for which there is no kept crate; the
+//! forms of it that scripts live on, from `{{.Config.User}}` to `{{range .Config.Env}}`, are read as
+//! well ([`go`]).
+
+mod go;
 
 use minijinja::{Environment, UndefinedBehavior};
 use serde_json::Value;
@@ -26,7 +29,9 @@ pub fn render(template: &str, value: &Value) -> Result<String, Error> {
     if let Some(members) = context.as_object_mut() {
         members.insert("root".to_owned(), value.clone());
     }
-    let text = translated(template);
+    environment.add_filter("go", |value: minijinja::Value| go::printed(&value));
+    environment.add_filter("elements", |value: minijinja::Value| go::elements(&value));
+    let text = go::translated(template);
     let rendered = environment.render_str(
         &text,
         minijinja::Value::from(minijinja::value::Serde(context)),
@@ -41,40 +46,10 @@ fn why(error: &minijinja::Error) -> String {
     match error.kind() {
         minijinja::ErrorKind::UndefinedError => format!("the image has no such member ({what})"),
         _ => format!(
-            "{what} (the language is Jinja's: {{{{ Config.User }}}}, {{% for e in Config.Env %}})"
+            "{what} (read are {{{{.A.B}}}}, json, len, index, join, range and if of docker's templates, \
+             and Jinja: {{{{ Config.User }}}}, {{% for e in Config.Env %}})"
         ),
     }
-}
-
-/// Docker's `{{.A.B}}` as `{{ A.B }}`, `{{json .A}}` as `{{ A|json }}`; all else as it is.
-fn translated(template: &str) -> String {
-    let mut text = String::new();
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once("{{") {
-        text.push_str(before);
-        let Some((inside, behind)) = after.split_once("}}") else {
-            text.push_str("{{");
-            rest = after;
-            continue;
-        };
-        let go = inside.trim();
-        let (go, filter) = match go.strip_prefix("json ") {
-            Some(of) => (of.trim(), "|json"),
-            None => (go, ""),
-        };
-        match go.strip_prefix('.') {
-            Some("") => text.push_str(&format!("{{{{ root{filter} }}}}")),
-            Some(path) if is_path(path) => text.push_str(&format!("{{{{ {path}{filter} }}}}")),
-            _ => text.push_str(&format!("{{{{{inside}}}}}")),
-        }
-        rest = behind;
-    }
-    text + rest
-}
-
-fn is_path(path: &str) -> bool {
-    let word = |w: &str| !w.is_empty() && w.chars().all(|c| c.is_alphanumeric() || c == '_');
-    path.split('.').all(word)
 }
 
 #[cfg(test)]
@@ -104,6 +79,42 @@ mod tests {
             );
         }
         assert_eq!(render("{{json .}}", &value).unwrap(), value.to_string());
+    }
+
+    #[test]
+    fn docker_s_templates_print_what_docker_prints() {
+        let value = json!({
+            "Config": {
+                "Cmd": ["redis-server", "--port", "1"],
+                "User": "",
+                "Labels": {"b": "2", "a": "1"},
+                "WorkingDir": "/data",
+            },
+            "RepoTags": ["redis:7"],
+            "Size": 7,
+        });
+        for (template, text) in [
+            ("{{.Config.Cmd}}", "[redis-server --port 1]"),
+            ("{{ .Config.Labels }}", "map[a:1 b:2]"),
+            ("{{len .Config.Cmd}}", "3"),
+            ("{{index .RepoTags 0}}", "redis:7"),
+            ("{{index .Config.Labels \"b\"}}", "2"),
+            ("{{join .Config.Cmd \", \"}}", "redis-server, --port, 1"),
+            (
+                "{{range .Config.Cmd}}<{{.}}>{{end}}",
+                "<redis-server><--port><1>",
+            ),
+            ("{{range .Config.Labels}}{{.}},{{end}}", "1,2,"),
+            ("{{range .RepoTags}}{{.}}={{$.Size}} {{end}}", "redis:7=7 "),
+            ("{{if .Config.User}}u{{else}}none{{end}}", "none"),
+            (
+                "{{if .Config.WorkingDir}}{{.Config.WorkingDir}}{{end}}",
+                "/data",
+            ),
+        ] {
+            let rendered = render(template, &value);
+            assert_eq!(rendered.ok().as_deref(), Some(text), "{template}");
+        }
     }
 
     #[test]
