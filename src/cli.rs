@@ -11,6 +11,7 @@ mod image;
 mod index;
 mod key;
 mod list;
+mod manual;
 mod mount;
 mod output;
 mod progress;
@@ -29,7 +30,7 @@ use clap::{CommandFactory, FromArgMatches};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::args::container::ContainerCommand;
-use crate::cli::args::{Args, Command, LogFormat};
+use crate::cli::args::{Args, Arranged, Command, LogFormat};
 use crate::cli::output::Failure;
 use crate::cli::served::Log;
 use crate::cli::settings::Settings;
@@ -41,11 +42,17 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
         start_log(&log);
         return serve();
     }
-    let (words, name) = args::arranged(words);
+    let Arranged { words, name, meant } = args::arranged(words);
     let in_container = matches!(name.as_deref(), Some("run" | "exec"));
     let matches = match Args::command().try_get_matches_from(words) {
         Ok(matches) => matches,
-        Err(e) => return usage(&e, in_container),
+        Err(e) => {
+            let code = usage(&e, in_container);
+            if let Some(meant) = meant.filter(|_| e.use_stderr()) {
+                output::note(&did_you_mean(&meant));
+            }
+            return code;
+        }
     };
     let args = match Args::from_arg_matches(&matches) {
         Ok(args) => args,
@@ -73,13 +80,21 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
     {
         start_log(&log);
     }
-    match dispatch(args) {
+    let done = dispatch(args).and_then(|code| output::outcome().map(|()| code));
+    match done {
         Ok(code) => code,
-        Err(failure) => {
+        Err(mut failure) => {
+            if let Some(meant) = &meant {
+                failure = failure.with_hint(&did_you_mean(meant));
+            }
             output::print_failure(&failure, verbose);
             ExitCode::FAILURE
         }
     }
+}
+
+fn did_you_mean(command: &str) -> String {
+    format!("or did you mean the command `rsmount {command}`?")
 }
 
 /// Exit code 2 may be a container's own, so wrong usage is told as Docker tells it there.
@@ -97,12 +112,18 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
     match args.command {
         Command::Mount(mount) => return mount::mount(&mount, &args.global, settings),
         Command::Umount(umount) => mount::umount(&umount)?,
-        Command::Ps(ps) => list::ps(&ps, &settings)?,
+        Command::Ps(ps) => list::ps(&ps, args.global.quiet, &settings)?,
         Command::Stats(stats) => list::stats(&stats)?,
         Command::Why(args) => why::why(&args)?,
         Command::Cache(command) => cache::run(command, settings)?,
-        Command::Publish { source, key, json } => {
-            publish::publish(&source, key.as_deref(), json, (&args.global, settings))?;
+        Command::Publish {
+            source,
+            key,
+            force,
+            json,
+        } => {
+            let how = (key.as_deref(), force, json);
+            publish::publish(&source, how, &args.global, settings)?;
         }
         Command::Key(command) => key::run(command)?,
         Command::Index(command) => index::run(&command, &args.global, settings)?,
@@ -113,8 +134,8 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Commit(commit) => freeze::commit(&commit, &args.global, settings)?,
         Command::Image(command) => return image::run(command, &args.global, settings),
         Command::Container(command) => return containers::run(command, &args.global, settings),
-        Command::Completions { shell } => output::completions(shell),
-        Command::Man => output::man()?,
+        Command::Completions { shell } => manual::completions(shell)?,
+        Command::Man(man) => manual::man(&man)?,
         Command::Upgrade(upgrade) => upgrade::run(&upgrade)?,
         Command::Credentials { reference } => image::credentials(&reference)?,
         Command::Worker | Command::Keeper => {}

@@ -20,6 +20,7 @@ mod error;
 mod etc;
 pub mod exec;
 pub mod image;
+pub mod inspect;
 pub mod log;
 pub mod prepare;
 pub mod record;

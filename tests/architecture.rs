@@ -37,6 +37,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("clap_complete", &["cli"]),
     ("clap_mangen", &["cli"]),
+    ("strsim", &["cli"]),
     ("crc32c", &["cache", "layer", "erofs"]),
     (
         "data_encoding",

@@ -87,7 +87,39 @@ fn completions_and_the_man_page_are_made() {
             .ok(&["completions", "zsh"])
             .contains("#compdef rsmount")
     );
-    assert!(place.ok(&["man"]).contains(".TH rsmount"));
+    let page = place.ok(&["man"]);
+    assert!(page.contains(".TH rsmount") && page.contains("\\-\\-upper"));
+    for inner in ["keeper", "watch"] {
+        assert!(!page.contains(&format!("rsmount\\-{inner}")), "{inner}");
+        assert!(!place.ok(&["completions", "fish"]).contains(inner));
+    }
+    let page = place.ok(&["man", "cache", "prune"]);
+    assert!(page.contains("\\-\\-older"), "{page}");
+    let pages = place.path("pages");
+    place.ok(&["man", "--dir", pages.to_str().unwrap()]);
+    for name in ["rsmount.1", "rsmount-mount.1", "rsmount-cache-prune.1"] {
+        assert!(pages.join(name).exists(), "{name}");
+    }
+    assert_eq!(place.run(&["man", "nothing"]).status.code(), Some(1));
+}
+
+#[test]
+fn what_was_meant_as_a_command_is_said() {
+    let place = Place::new();
+    let output = place.run(&["unmount", place.mnt().to_str().unwrap(), "--offline"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        said.contains("did you mean the command `rsmount umount`"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let output = place.run(&["stat"]);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        output.status.code() == Some(2) && said.contains("rsmount stats"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -105,15 +137,33 @@ fn a_closed_pipe_is_no_error() {
     let place = Place::new();
     let program = place.rsmount().get_program().to_owned();
     let output = std::process::Command::new("bash")
-        .args(["-c", r#""$0" man | head -1; exit "${PIPESTATUS[0]}""#])
+        .args(["-c", r#"set -e; for c in man "completions bash" "ps --help"; do "$0" $c | head -1; (exit "${PIPESTATUS[0]}"); done"#])
         .arg(program)
         .env("RSMOUNT_CACHE_DIR", place.path("cache"))
         .output()
         .unwrap();
     assert!(
-        !String::from_utf8_lossy(&output.stderr).contains("panicked"),
+        output.status.success() && output.stderr.is_empty(),
         "{output:?}"
     );
+}
+
+#[test]
+fn what_cannot_be_written_is_an_error() {
+    let place = Place::new();
+    for words in [
+        &["ps"][..],
+        &["images", "--json"],
+        &["man"],
+        &["completions", "bash"],
+    ] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+        let output = place.rsmount().args(words).stdout(full.unwrap()).output();
+        let output = output.unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}");
+        assert!(said.contains("standard output: No space left"), "{said}");
+    }
 }
 
 #[test]
@@ -133,6 +183,10 @@ fn configuration_files_are_read_and_checked() {
     let output = run(&format!("cache_dir = {wanted:?}\n"));
     assert!(output.status.success(), "{output:?}");
     assert!(wanted.join("v1").exists());
+    // A relative name stands beside the file, wherever rsmount is called.
+    let output = run("cache_dir = \"near\"\n");
+    assert!(output.status.success(), "{output:?}");
+    assert!(config.join("near/v1").exists());
     let output = run("cache_directory = 1\n");
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr).into_owned();

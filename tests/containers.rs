@@ -276,8 +276,22 @@ fn logs_follow_and_kill_kills() {
     let tail = containers.0.ok(&["logs", "--tail", "2", "-t", "box"]);
     assert_eq!(tail.lines().count(), 2);
     assert!(tail.lines().all(|l| l.contains("Z line ")), "{tail}");
-    assert_eq!(containers.0.run(&["kill", "box"]).status.code(), Some(1));
-    containers.0.ok(&["rm", "-a"]);
+    // It has ended by the time that `kill` returns, so that it can be removed at once.
+    let again = containers.0.run(&["kill", "box"]);
+    let said = text(&again.stderr);
+    assert!(
+        again.status.code() == Some(1) && said.contains("does not run"),
+        "{said}"
+    );
+    let state = [
+        "inspect",
+        "-f",
+        "{{.State.Status}} {{.State.ExitCode}} {{index .Config.Cmd 0}}",
+    ];
+    let shown = containers.0.ok(&[&state[..], &["box"]].concat());
+    assert_eq!(shown, "exited 137 sh\n");
+    let ids = containers.0.ok(&["ps", "-aq"]);
+    containers.0.ok(&["rm", ids.trim()]);
     containers.nothing_is_left();
 }
 

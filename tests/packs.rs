@@ -328,6 +328,24 @@ fn a_signed_pack_is_used_for_a_digest_by_who_trusts_its_key() {
     let said = place.ok(&["-q", "publish", "--json", "--key", &secret, &name]);
     let published: Value = serde_json::from_str(&said).unwrap();
     assert_eq!(published["signer"].as_str(), Some(&*fingerprint));
+    // What others start from is not replaced by less.
+    let worse = place.run(&["-q", "publish", &name]);
+    let said = String::from_utf8(worse.stderr).unwrap();
+    assert!(
+        worse.status.code() == Some(1) && said.contains("is signed"),
+        "{said}"
+    );
+    forget(&place);
+    let worse = place.run(&["-q", "publish", "--key", &secret, &name]);
+    let said = String::from_utf8(worse.stderr).unwrap();
+    assert!(
+        worse.status.code() == Some(1) && said.contains("hot pages"),
+        "{said}"
+    );
+    assert_eq!(
+        place.run(&["publish", "--offline", &name]).status.code(),
+        Some(1)
+    );
     forget(&place);
     let by_digest = format!("{image}@{}", published["image"].as_str().unwrap());
 

@@ -89,6 +89,12 @@ fn a_pull_brings_what_is_not_here_and_nothing_else() {
     );
     let (_, whole) = counted(&registry);
     assert!(whole > 6 << 20, "{whole}");
+    let manifest_and_config = 4 << 10;
+    let fetched = said[0]["images"][0]["fetched_bytes"].as_u64().unwrap();
+    assert!(
+        (whole - manifest_and_config..=whole).contains(&fetched),
+        "{fetched} of {whole}"
+    );
     // The registry is asked what the tag stands for, and nothing else.
     let again = place.ok(&["pull", &image]);
     assert!(again.contains("up to date"), "{again}");
@@ -326,7 +332,19 @@ fn removing_an_image_removes_what_only_it_needed() {
         &place.run(&["rmi", "abcdef123456"]),
         "not known here",
     );
-    // By ID; all names of it only with -f.
+    // By ID, as docker takes them; all names of it only with -f.
+    let id = place
+        .ok(&["images", "-q"])
+        .lines()
+        .next()
+        .unwrap()
+        .to_owned();
+    let inspected = json(&place.ok(&["inspect", "--offline", &id]));
+    assert!(inspected[0]["Id"].as_str().unwrap().contains(&id));
+    assert!(place.ok(&["images"]).contains(&id));
+    place.ok(&["cat", "--offline", &format!("{id}:/etc/motd")]);
+    place.ok(&["tag", &id, "mine:3"]);
+    place.ok(&["rmi", "mine:3"]);
     place.ok(&["tag", &two.image(), "mine:2"]);
     let ids = place.ok(&["images", "-q"]);
     let id = ids.lines().next().unwrap();

@@ -20,13 +20,14 @@ pub mod trust;
 pub mod upgrade;
 mod words;
 
-pub use words::arranged;
+pub use words::{Arranged, arranged};
 
 /// Mount a container image as a file system: lazily, verified, exactly as it was pushed.
 #[derive(Debug, Parser)]
 #[command(name = "rsmount", version, args_conflicts_with_subcommands = false)]
 #[command(
-    override_usage = "rsmount [OPTIONS] IMAGE MOUNTPOINT\n       rsmount [OPTIONS] <COMMAND>"
+    override_usage = "rsmount [OPTIONS] IMAGE MOUNTPOINT\n       rsmount [OPTIONS] <COMMAND>",
+    arg_required_else_help = true
 )]
 #[command(
     after_help = "IMAGE is a registry reference (ubuntu, localhost:5000/app:1, name@sha256:…),\n\
@@ -43,6 +44,7 @@ pub struct Args {
 
 /// Options of every command.
 #[derive(Debug, Clone, ClapArgs)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Cache directory [default: /var/lib/rsmount for root, else $XDG_CACHE_HOME/rsmount]
     #[arg(
@@ -90,7 +92,7 @@ pub enum Command {
     Mount(MountArgs),
     /// Unmount what is mounted at MOUNTPOINT
     Umount(UmountArgs),
-    /// List the mounts and the containers
+    /// List the mounts and the containers; -q prints the containers' IDs alone
     Ps(PsArgs),
     /// Show the numbers of a mount
     Stats(StatsArgs),
@@ -107,6 +109,9 @@ pub enum Command {
         /// Sign it with the secret key in FILE (see `rsmount key generate`)
         #[arg(long, value_name = "FILE", display_order = 11)]
         key: Option<PathBuf>,
+        /// Replace also a pack that is signed, or has hot pages, by one that is not, or has none
+        #[arg(short, long, display_order = 11)]
+        force: bool,
         /// JSON
         #[arg(long, display_order = 12)]
         json: bool,
@@ -147,8 +152,8 @@ pub enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
-    /// Print the man page
-    Man,
+    /// Print the man page, of a command as well
+    Man(ManArgs),
     /// Keep one mount served (started by `mount`)
     #[command(hide = true)]
     Keeper,
@@ -422,6 +427,16 @@ pub(super) fn on_outage(text: &str) -> Result<Outage, String> {
             .map(Outage::Seconds)
             .map_err(|_| "expected wait, eio, or a number of seconds".to_owned()),
     }
+}
+
+/// Arguments of `man`.
+#[derive(Debug, Clone, ClapArgs)]
+pub struct ManArgs {
+    /// The page of this command, as `rsmount man cache prune`
+    pub command: Vec<String>,
+    /// Write the pages of all commands into DIR, as `rsmount-mount.1`
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub dir: Option<PathBuf>,
 }
 
 /// Arguments of `umount`.

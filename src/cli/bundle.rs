@@ -7,7 +7,7 @@ use crate::cli::output::{self, Failure};
 use crate::cli::settings::Settings;
 use crate::cli::wishes;
 use crate::container::bundle::Bundle;
-use crate::mount::Upper;
+use crate::mount::{Upper, privilege};
 
 pub(crate) fn bundle(
     args: &BundleArgs,
@@ -26,8 +26,10 @@ pub(crate) fn bundle(
     request.upper = upper.or(args.tmp.then_some(Upper::ThrowAway));
     request.on_outage = unread.0.unwrap_or_default();
     request.fill = unread.1.unwrap_or_default();
-    // Whoever runs it decides what set-id programs and devices may do.
-    (request.suid, request.dev) = (Some(true), Some(true));
+    // Whoever runs it decides what set-id programs and devices may do; a user's mount has neither.
+    if privilege::is_system_root() {
+        (request.suid, request.dev) = (Some(true), Some(true));
+    }
     request.foreground = false;
     let mounted = launch_mount(&request, global)?.record;
     let finished = bundle.finish(&wishes, &cache_dir, &mounted);

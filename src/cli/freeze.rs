@@ -135,6 +135,10 @@ pub(crate) fn commit(
 }
 
 pub(crate) fn push(args: &PushArgs, global: &Global, settings: Settings) -> Result<(), Failure> {
+    if args.reach.offline {
+        let what = "a registry is needed for this; leave --offline out";
+        return Err(Failure::new(format!("push: {what}")));
+    }
     let request = reach_request(&args.image, &args.reach, settings)?;
     let bars = Arc::new(Bars(Mutex::new(Progress::new(global.quiet))));
     let pushed = push::push(

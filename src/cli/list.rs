@@ -153,7 +153,7 @@ impl Row {
     }
 }
 
-pub(crate) fn ps(args: &PsArgs, settings: &Settings) -> Result<(), Failure> {
+pub(crate) fn ps(args: &PsArgs, quiet: bool, settings: &Settings) -> Result<(), Failure> {
     let store = containers::existing(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
     let containers = store.map_or(Ok(Vec::new()), |s| s.list());
     let mut containers = containers.map_err(|e| Failure::of(&e))?;
@@ -175,6 +175,12 @@ pub(crate) fn ps(args: &PsArgs, settings: &Settings) -> Result<(), Failure> {
     }
     if args.json {
         return output::json(&rows);
+    }
+    if quiet {
+        // As `docker ps -q`, for `rsmount rm $(rsmount ps -aq)`.
+        let ids = rows.iter().filter_map(|row| row.container.as_ref());
+        ids.for_each(|container| output::line(container.id.get(..12).unwrap_or(&container.id)));
+        return Ok(());
     }
     output::table(&HEADINGS, &rows.iter().map(Row::cells).collect::<Vec<_>>());
     if dead > 0 && !args.all {
@@ -241,9 +247,10 @@ pub(super) fn mount_at(path: &std::path::Path) -> Result<Record, Failure> {
 pub(crate) fn stats(args: &StatsArgs) -> Result<(), Failure> {
     let found = mount_at(&args.mountpoint)?;
     let stats = ask(&found).map_err(|e| {
+        let at = found.mountpoint.display();
         Failure::new(format!(
-            "{}: its process does not answer: {e}",
-            found.mountpoint.display()
+            "{at}: its process does not answer ({e}); if `rsmount ps -a` calls it dead, \
+             `rsmount umount {at}` cleans up"
         ))
     })?;
     if args.json {
@@ -253,11 +260,20 @@ pub(crate) fn stats(args: &StatsArgs) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The state, and what its tag stands for by now.
+fn newer(stats: &Stats) -> String {
+    let newer = stats.newer.as_ref();
+    let newer = newer.map_or_else(String::new, |digest| {
+        format!(", the tag stands for {digest} now; unmount and mount again to have it")
+    });
+    format!("{}{newer}", state(stats.state))
+}
+
 fn print_stats(stats: &Stats) {
     let lines = [
         ("image", stats.image.clone()),
         ("digest", stats.digest.clone()),
-        ("state", state(stats.state).to_owned()),
+        ("state", newer(stats)),
         ("engine", engine(stats.engine.as_ref(), true)),
         ("sandbox", sandbox(stats.sandbox.as_ref())),
         (

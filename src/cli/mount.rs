@@ -8,14 +8,17 @@ use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::cache::Cache;
 use crate::cli::args::{Global, LogFormat, MountArgs, ReachArgs, SourceArgs, UmountArgs};
 use crate::cli::key;
 use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::settings::{self, KeyName, Settings};
 use crate::content::{Fill, Outage};
+use crate::image::store;
 use crate::mount::launch::{self, LaunchError, Launched};
 use crate::mount::{Engine, MountRequest, Pull, Sandbox, TrustIndex, Upper, mountpoint, record};
+use crate::oci::Digest;
 use crate::registry::HostsDirs;
 
 /// How often a foreground mount looks whether it has ended.
@@ -114,6 +117,22 @@ fn hosts_dirs(given: Option<&Path>, configured: Option<PathBuf>) -> Result<Hosts
     })
 }
 
+/// The name of an image that was named by name or by the beginning of its ID; in that case also the
+/// digest that it stands for, whatever becomes of the name.
+fn named(image: &str, cache_dir: &Path) -> Result<(String, Option<Digest>), Failure> {
+    let found = match store::may_be_id(image) {
+        true => {
+            let cache = Cache::open(cache_dir).map_err(|e| Failure::of(&e))?;
+            store::by_id(&cache, image).map_err(|e| Failure::of(&e))?
+        }
+        false => None,
+    };
+    match found {
+        Some(found) => Ok((found.name, Some(found.manifest))),
+        None => Ok((absolute_image(image)?, None)),
+    }
+}
+
 /// The same for an image that is named otherwise.
 pub(super) fn reach_request(
     image: &str,
@@ -143,12 +162,13 @@ pub(super) fn reach_request(
     }
     let hosts = hosts_dirs(args.hosts_dir.as_deref(), hosts_dir)?;
     let trust = args.trust_index.map(TrustIndex::from);
+    let (image, pinned) = named(image, &cache_dir)?;
     Ok(MountRequest {
-        image: absolute_image(image)?,
+        image,
         mountpoint: PathBuf::new(),
         command: None,
         upper: None,
-        pinned: None,
+        pinned,
         resumed: false,
         platform: args.platform.clone().or(settings.platform),
         cache_dir,

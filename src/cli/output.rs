@@ -7,10 +7,10 @@
 )]
 
 use std::io::{self, Write};
+use std::sync::{Mutex, PoisonError};
 
-use clap::CommandFactory;
-
-use crate::cli::args::Args;
+/// The first write to standard output that failed, but for a reader who has gone.
+static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 
 /// Why a command failed: one line for everybody, causes for `-v`.
 #[derive(Debug)]
@@ -35,6 +35,12 @@ impl Failure {
     /// With a word in front that says where it happened.
     pub(crate) fn within(mut self, place: &str) -> Failure {
         self.message = format!("{place}: {}", self.message);
+        self
+    }
+
+    /// With what may be done instead behind it.
+    pub(crate) fn with_hint(mut self, hint: &str) -> Failure {
+        self.message = format!("{}; {hint}", self.message);
         self
     }
 
@@ -72,20 +78,42 @@ pub(crate) fn one_line(text: &str) -> String {
         .collect()
 }
 
-/// Prints a line on standard output; a closed pipe is the reader's wish, not an error.
+/// Prints a line on standard output; a closed pipe is the reader's wish, any other error is kept for
+/// [`outcome`].
 pub(crate) fn line(text: &str) {
-    let _closed = writeln!(io::stdout(), "{text}");
+    note_error(writeln!(io::stdout(), "{text}"));
 }
 
 /// Writes bytes to standard output as they are; a closed pipe is the reader's wish.
 pub(crate) fn bytes(bytes: &[u8]) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(format!("standard output: {e}")))
-        }
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => Err(unwritten(&e)),
         _ => Ok(()),
     }
+}
+
+/// Keeps the error of a write to standard output for [`outcome`].
+pub(crate) fn note_error(written: io::Result<()>) {
+    let Err(error) = written else { return };
+    if error.kind() != io::ErrorKind::BrokenPipe {
+        let mut failed = FAILED.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.get_or_insert(error);
+    }
+}
+
+/// Whether all that was printed so far has been written: a list that is cut short on a full disk must
+/// not look like the whole one.
+pub(crate) fn outcome() -> Result<(), Failure> {
+    note_error(io::stdout().flush());
+    let failed = FAILED.lock().unwrap_or_else(PoisonError::into_inner);
+    failed
+        .as_ref()
+        .map_or(Ok(()), |error| Err(unwritten(error)))
+}
+
+fn unwritten(error: &io::Error) -> Failure {
+    Failure::new(format!("standard output: {error}"))
 }
 
 /// Prints a value as indented JSON.
@@ -126,17 +154,6 @@ pub(crate) fn size(bytes: u64) -> String {
         unit += 1;
     }
     format!("{value:.1} {}", UNITS[unit])
-}
-
-/// Prints completions for `shell`.
-pub(crate) fn completions(shell: clap_complete::Shell) {
-    clap_complete::generate(shell, &mut Args::command(), "rsmount", &mut io::stdout());
-}
-
-/// Prints the man page.
-pub(crate) fn man() -> Result<(), Failure> {
-    let page = clap_mangen::Man::new(Args::command());
-    page.render(&mut io::stdout()).map_err(|e| Failure::of(&e))
 }
 
 /// Words as they are typed into a shell.

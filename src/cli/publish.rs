@@ -15,14 +15,14 @@ use crate::registry::HostUse;
 
 pub(crate) fn publish(
     args: &SourceArgs,
-    key: Option<&Path>,
-    json: bool,
-    (global, settings): (&Global, Settings),
+    (key, force, json): (Option<&Path>, bool, bool),
+    global: &Global,
+    settings: Settings,
 ) -> Result<(), Failure> {
     let key = key.map(key::secret).transpose()?;
     let request = source_request(args, settings)?;
     let shown = Arc::new(Shown::new(global.quiet));
-    let done = publish::publish(request, key.as_ref(), shown.clone());
+    let done = publish::publish(request, key.as_ref(), force, shown.clone());
     shown.finish();
     let done = done.map_err(|e| Failure::of(&e))?;
     if json {

@@ -90,8 +90,10 @@ impl Settings {
         let mut cache_dir = global.cache_dir.clone();
         for path in config_paths() {
             let Some(file) = read(&path)? else { continue };
-            cache_dir = cache_dir.or(file.cache_dir.clone());
-            settings.add(file, path.parent().unwrap_or(Path::new("/")));
+            let directory = path.parent().unwrap_or(Path::new("/"));
+            let named = file.cache_dir.as_ref().map(|dir| directory.join(dir));
+            cache_dir = cache_dir.or(named);
+            settings.add(file, directory);
         }
         let cache_dir = cache_dir.or_else(default_cache_dir).ok_or_else(|| {
             Failure::new("no cache directory: set HOME, XDG_CACHE_HOME or --cache-dir")

@@ -9,8 +9,26 @@ use crate::container::store::Container;
 /// How long a killed container may take: its processes may wait for a disk.
 const DEATH: Duration = Duration::from_secs(30);
 
-/// Sends a signal to the first process.
+/// How long it may take until a container whose process is gone is known to have ended.
+const NEWS: Duration = Duration::from_secs(2);
+
+/// Sends a signal to the first process. After SIGKILL it waits for the end, as docker does, so that
+/// the container can be removed.
 pub fn kill(container: &Container, signal: i32) -> Result<(), Error> {
+    if let Err(error) = send(container, signal) {
+        // It may have ended between the look at its record and the signal.
+        return match container.wait(Some(NEWS))? {
+            Some(_) => Err(Error::NotRunning(container.record.name.clone())),
+            None => Err(error),
+        };
+    }
+    if signal == rustix::process::Signal::KILL.as_raw() && container.wait(Some(DEATH))?.is_none() {
+        return Err(Error::Undying(container.record.name.clone()));
+    }
+    Ok(())
+}
+
+fn send(container: &Container, signal: i32) -> Result<(), Error> {
     let not_running = || Error::NotRunning(container.record.name.clone());
     if container.record.status != Status::Running {
         return Err(not_running());
@@ -25,7 +43,7 @@ pub fn stop(container: &Container, signal: Option<i32>, patience: Duration) -> R
     if container.record.status != Status::Running {
         return Ok(());
     }
-    let asked = kill(container, signal.unwrap_or(container.record.stop_signal));
+    let asked = send(container, signal.unwrap_or(container.record.stop_signal));
     if container.wait(Some(patience))?.is_some() {
         return Ok(());
     }
@@ -37,7 +55,7 @@ pub fn stop(container: &Container, signal: Option<i32>, patience: Duration) -> R
 
 /// Kills it, and waits until it is taken down.
 fn end(container: &Container) -> Result<(), Error> {
-    let killed = kill(container, rustix::process::Signal::KILL.as_raw());
+    let killed = send(container, rustix::process::Signal::KILL.as_raw());
     if container.wait(Some(DEATH))?.is_some() {
         return Ok(());
     }

@@ -71,6 +71,9 @@ pub enum Error {
     /// An image that is not in the store.
     #[error("{0} is not known here (`rsmount images` lists what is; `rsmount pull` brings it)")]
     Unknown(String),
+    /// The beginning of several IDs.
+    #[error("{0} is how the IDs of several images begin; give more digits, or a name")]
+    ManyImages(String),
     /// An image that a mount needs.
     #[error("{image} is mounted at {at}: unmount it first, or give -f to forget its name alone")]
     InUse {

@@ -124,7 +124,7 @@ fn pull_one(
         0 => view.present_bytes(),
         _ => missing.present_bytes,
     };
-    let by_span = view.bring_all(&**monitor)?;
+    let fetched_bytes = view.bring_all(&**monitor)?;
     for layer in &image.manifest.layers {
         // The registry has them, so this is not the only copy.
         if let Some(stored) = cache.layer(&layer.digest)? {
@@ -136,7 +136,7 @@ fn pull_one(
         digest: image.digest,
         layers: image.manifest.layers.len(),
         streamed: missing.layers,
-        fetched_bytes: missing.bytes + by_span,
+        fetched_bytes,
         present_bytes,
     })
 }

@@ -192,7 +192,10 @@ fn matches(pattern: &[u8], text: &[u8]) -> bool {
 /// Gives the image `from` the name `to` as well; a name that was given before moves, and what it
 /// stood for goes if nothing else needs it.
 pub fn tag(cache: &Cache, from: &str, to: &str) -> Result<(), Error> {
-    let source = name(from)?;
+    let source = match by_id(cache, from)? {
+        Some(found) => name(&found.name)?,
+        None => name(from)?,
+    };
     let target = name(to)?;
     if target.digest().is_some() {
         return Err(Error::Name(format!(
@@ -236,6 +239,72 @@ pub(super) fn name(typed: &str) -> Result<Reference, Error> {
     }
 }
 
+/// An image that was named by the beginning of its ID or digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identified {
+    /// A name of it, as people type it.
+    pub name: String,
+    /// Digest of the image manifest.
+    pub manifest: Digest,
+}
+
+/// The image that `typed` means, if that is the beginning of the ID (digest of the configuration) or
+/// of the digest of an image known here, and no name of one.
+pub fn by_id(cache: &Cache, typed: &str) -> Result<Option<Identified>, Error> {
+    let Some(hex) = id_digits(typed) else {
+        return Ok(None);
+    };
+    let known = reach::names(cache)?;
+    if is_name(&known, typed).is_some() {
+        return Ok(None);
+    }
+    let mut found: Option<Identified> = None;
+    for (key, tag) in &known {
+        for image in reach::stored(cache, tag) {
+            let ids = [&tag.digest, &image.digest, &image.manifest.config.digest];
+            if !ids.iter().any(|id| id.hex().starts_with(hex)) {
+                continue;
+            }
+            match &found {
+                Some(other) if other.manifest != image.digest => {
+                    return Err(Error::ManyImages(typed.to_owned()));
+                }
+                Some(_) => {}
+                None => {
+                    found = Some(Identified {
+                        name: familiar(key),
+                        manifest: image.digest,
+                    });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Whether `typed` could be the beginning of an ID, before anything is looked up.
+pub fn may_be_id(typed: &str) -> bool {
+    id_digits(typed).is_some()
+}
+
+/// The digits of what may be the beginning of an ID or digest.
+fn id_digits(typed: &str) -> Option<&str> {
+    let hex = typed.strip_prefix("sha256:").unwrap_or(typed);
+    let is_id = hex.len() >= ID_DIGITS_MIN && hex.bytes().all(|b| b.is_ascii_hexdigit());
+    is_id.then_some(hex)
+}
+
+fn is_name<'k>(
+    known: &'k [(String, RememberedTag)],
+    typed: &str,
+) -> Option<&'k (String, RememberedTag)> {
+    let Ok(ImageName::Registry(name)) = typed.parse() else {
+        return None;
+    };
+    let key = ImageName::Registry(name).to_string();
+    known.iter().find(|(k, _)| *k == key)
+}
+
 /// What `rmi` did.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Removed {
@@ -276,15 +345,12 @@ fn find<'k>(
     typed: &str,
     force: bool,
 ) -> Result<Vec<&'k (String, RememberedTag)>, Error> {
-    if let Ok(ImageName::Registry(name)) = typed.parse() {
-        let key = ImageName::Registry(name).to_string();
-        if let Some(found) = known.iter().find(|(k, _)| *k == key) {
-            return Ok(vec![found]);
-        }
+    if let Some(found) = is_name(known, typed) {
+        return Ok(vec![found]);
     }
-    let hex = typed.strip_prefix("sha256:").unwrap_or(typed);
-    let is_id = hex.len() >= ID_DIGITS_MIN && hex.bytes().all(|b| b.is_ascii_hexdigit());
-    let begins = |digest: &Digest| digest.hex().starts_with(hex);
+    let hex = id_digits(typed);
+    let is_id = hex.is_some();
+    let begins = |digest: &Digest| hex.is_some_and(|hex| digest.hex().starts_with(hex));
     let has = |tag: &RememberedTag| {
         begins(&tag.digest)
             || reach::stored(cache, tag)

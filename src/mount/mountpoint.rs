@@ -20,6 +20,9 @@ pub(super) const OVERLAY_SOURCE: &str = "rsmount:";
 /// known by their records.
 const OVERLAY_PROGRAM: &[u8] = b"fuse.fuse-overlayfs";
 
+/// As many links as the kernel follows (path_resolution(7)).
+const LINKS_MAX: usize = 40;
+
 /// Why a path cannot be mounted on or unmounted.
 #[derive(Debug, thiserror::Error)]
 pub enum MountpointError {
@@ -150,16 +153,24 @@ fn unescape(field: &[u8]) -> Vec<u8> {
     out
 }
 
-/// An absolute form of `path` that never asks the file system at `path` itself, whose server may
-/// be dead.
+/// An absolute form of `path` without links that never asks the file system that is mounted there,
+/// whose server may be dead: links are read one by one.
 pub fn absolute(path: &Path) -> io::Result<PathBuf> {
-    let path = std::path::absolute(path)?;
-    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
-        return Ok(path);
-    };
-    Ok(parent
-        .canonicalize()
-        .map_or_else(|_| path.clone(), |p| p.join(name)))
+    let mut path = std::path::absolute(path)?;
+    for _ in 0..LINKS_MAX {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            break;
+        };
+        let Ok(parent) = parent.canonicalize() else {
+            break;
+        };
+        let here = parent.join(name);
+        match std::fs::read_link(&here) {
+            Ok(target) => path = parent.join(target),
+            Err(_) => return Ok(here),
+        }
+    }
+    Ok(path)
 }
 
 /// Unmounts what is mounted at `path`, as root directly, else through fusermount3. With `lazy`, a

@@ -21,6 +21,7 @@ use crate::pack::hot::{HotWriter, RANGE_PAGES_MAX};
 use crate::pack::manifest::{EMPTY_BYTES, MANIFEST};
 use crate::pack::meta::without_windows;
 use crate::pack::{HotRange, Meta, PackManifest, SecretKey, windows};
+use crate::registry::Registry;
 
 /// What was published.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -43,12 +44,19 @@ pub struct Published {
     pub window_bytes: u64,
 }
 
-/// Publishes a pack of the image of `request`, signed by `key` if there is one. Layers that are not known here are streamed first.
+/// Publishes a pack of the image of `request`, signed by `key` if there is one. Layers that are not
+/// known here are streamed first. A pack that others can start from better than from this one is
+/// replaced only with `force`.
 pub fn publish(
     mut request: MountRequest,
     key: Option<&SecretKey>,
+    force: bool,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Published, Error> {
+    if request.offline {
+        let what = "a registry is needed for this; leave --offline out";
+        return Err(Error::Publish(what.to_owned()));
+    }
     // A pack is made of what was seen here, not of other packs.
     request.trust_index = TrustIndex::Local;
     let Assembled {
@@ -85,7 +93,7 @@ pub fn publish(
     };
     let mut blobs = vec![EMPTY_BYTES.to_vec(), meta, pages];
     blobs.extend(windows);
-    let digest = push(&request, &manifest, &published.tag, blobs)?;
+    let digest = push(&request, &manifest, &published.tag, blobs, force)?;
     published.pack = digest.to_string();
     Ok(published)
 }
@@ -172,11 +180,42 @@ fn read(content: &Arc<Content>, layer: u32, range: ByteRange) -> Result<Vec<u8>,
     }
 }
 
+/// Fails when the pack that is published already has what `manifest` has not: a signature, or hot
+/// pages at all. Other machines' starts rely on both.
+async fn check_better(
+    registry: &Registry,
+    manifest: &PackManifest,
+    tag: &str,
+) -> Result<(), Error> {
+    let published = match registry.resolve(tag).await {
+        Ok(found) => PackManifest::decode(&found.bytes, &manifest.subject.digest),
+        Err(e) if e.kind == blob::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    // What cannot be read helps nobody.
+    let Ok(published) = published else {
+        return Ok(());
+    };
+    let lost = match () {
+        () if manifest.signatures.is_empty() && !published.signatures.is_empty() => {
+            "is signed, and this one is not: give --key"
+        }
+        () if manifest.has_no_pages() && !published.has_no_pages() => {
+            "has hot pages, and this one has none: mount the image and run what it is for first"
+        }
+        () => return Ok(()),
+    };
+    Err(Error::Publish(format!(
+        "the pack that is published already {lost}, or replace it with --force"
+    )))
+}
+
 fn push(
     request: &MountRequest,
     manifest: &PackManifest,
     tag: &str,
     blobs: Vec<Vec<u8>>,
+    force: bool,
 ) -> Result<Digest, Error> {
     let Source::Registry { registry, .. } = source::access(request)?.open()? else {
         let what = "packs live in registries; give an image of one";
@@ -185,6 +224,9 @@ fn push(
     let bytes = manifest.encode();
     let digest = Digest::of(&bytes);
     let runtime = Runtime::new().map_err(Error::io("cannot start the network threads"))?;
+    if !force {
+        runtime.block_on(check_better(&registry, manifest, tag))?;
+    }
     let pushed: Result<(), blob::Error> = runtime.block_on(async {
         for blob in blobs {
             registry.push_blob(&Digest::of(&blob), blob.into()).await?;

@@ -33,6 +33,10 @@ pub const INLINE_BYTES_MAX: usize = 2_000_000;
 /// Longest part that is fetched, in bytes: what a manifest says of lengths is not believed further.
 const PART_BYTES_MAX: u64 = 1 << 30;
 
+/// Longest part that can only be the frame of no pages, in bytes: an empty zstd frame with its
+/// checksum (RFC 8878, 3.1.1) takes at most 6 + 4 + 3 + 4.
+const NO_PAGES_BYTES_MAX: u64 = 17;
+
 /// A pack's manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PackManifest {
@@ -133,6 +137,11 @@ impl PackManifest {
     fn message(&self) -> Vec<u8> {
         let parts = [&self.meta, &self.hot].into_iter().chain(&self.windows);
         signature::message(&self.subject.digest, parts)
+    }
+
+    /// Whether it has no hot pages: nobody saw a start where it was made.
+    pub fn has_no_pages(&self) -> bool {
+        self.hot.size <= NO_PAGES_BYTES_MAX
     }
 
     /// The tag that leads to the pack of an image manifest where the registry has no referrers API.

@@ -52,14 +52,17 @@ pub enum ImageCommand {
 /// Arguments of `inspect`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct InspectArgs {
-    /// The images
-    #[arg(value_name = "IMAGE", required = true)]
+    /// The images, or containers: a name that both have is the container's, as docker has it
+    #[arg(value_name = "IMAGE|CONTAINER", required = true)]
     pub images: Vec<String>,
+    /// Only one of the two kinds
+    #[arg(long = "type", value_enum, value_name = "KIND")]
+    pub kind: Option<KindArg>,
     /// How to reach them
     #[command(flatten)]
     pub reach: ReachArgs,
-    /// A template, as in '{{ Config.User }}', '{{ Config|json }}'; docker's {{.Config.User}} and
-    /// {{json .Config}} are read as well
+    /// A template, as in '{{ Config.User }}', '{{ Config|json }}'; docker's '{{.Config.User}}',
+    /// '{{json .Config}}', '{{range .Config.Env}}{{println .}}{{end}}' and their kin are read as well
     #[arg(long, short, value_name = "TEMPLATE", conflicts_with_all = ["raw", "platforms"])]
     pub format: Option<String>,
     /// The exact bytes of a document: of what the name stands for, or of one platform's
@@ -79,6 +82,15 @@ pub struct InspectArgs {
     /// JSON (with --platforms; all else is JSON anyway)
     #[arg(long)]
     pub json: bool,
+}
+
+/// `--type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KindArg {
+    /// Images
+    Image,
+    /// Containers
+    Container,
 }
 
 /// `--raw`.

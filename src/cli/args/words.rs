@@ -10,23 +10,44 @@ use crate::cli::args::Args;
 /// Commands whose options end with the first word that is none, as Docker's do.
 const OPTIONS_FIRST: [&str; 3] = ["run", "exec", "bundle"];
 
+/// From which likeness on (Jaro-Winkler) a word may have been meant as a command.
+const ALIKE: f64 = 0.85;
+
+/// What a command line turned out to be.
+#[derive(Debug)]
+pub struct Arranged {
+    /// For clap.
+    pub words: Vec<OsString>,
+    /// The command's name, if there is one.
+    pub name: Option<String>,
+    /// The command that the image's name may have been meant as, where no command was named.
+    pub meant: Option<String>,
+}
+
 /// Puts `mount` in front when the first word is no command: `rsmount IMAGE MOUNTPOINT`. An image
 /// that is named like a command is written `mount NAME`. Behind the options of `run` and its kin goes
-/// a `--`, so that `run IMAGE ls -l` lists at length. Gives the command's name as well, if there is
-/// one.
-pub fn arranged(mut words: Vec<OsString>) -> (Vec<OsString>, Option<String>) {
+/// a `--`, so that `run IMAGE ls -l` lists at length.
+pub fn arranged(mut words: Vec<OsString>) -> Arranged {
     let mut command = Args::command();
     command.build();
-    let Some(at) = first_word(&words, 1, &command, command.find_subcommand("mount")) else {
-        return (words, None);
-    };
-    let Some(name) = words.get(at).filter(|name| **name != *"help") else {
-        return (words, None);
+    let at = first_word(&words, 1, &command, command.find_subcommand("mount"));
+    let named = at.and_then(|at| Some((at, words.get(at).filter(|name| **name != *"help")?)));
+    let Some((at, name)) = named else {
+        return Arranged {
+            words,
+            name: None,
+            meant: None,
+        };
     };
     let found = command.get_subcommands().find(|c| *name == *c.get_name());
     let Some(found) = found else {
+        let meant = meant(&command, &name.to_string_lossy());
         words.insert(1, "mount".into());
-        return (words, Some("mount".to_owned()));
+        return Arranged {
+            words,
+            name: Some("mount".to_owned()),
+            meant,
+        };
     };
     if OPTIONS_FIRST.contains(&found.get_name())
         && let Some(end) = first_word(&words, at + 1, found, None)
@@ -34,7 +55,19 @@ pub fn arranged(mut words: Vec<OsString>) -> (Vec<OsString>, Option<String>) {
     {
         words.insert(end, "--".into());
     }
-    (words, Some(found.get_name().to_owned()))
+    Arranged {
+        words,
+        name: Some(found.get_name().to_owned()),
+        meant: None,
+    }
+}
+
+/// The command that is most like `word`, if one is like it at all.
+fn meant(command: &Command, word: &str) -> Option<String> {
+    let shown = command.get_subcommands().filter(|c| !c.is_hide_set());
+    let alike = shown.map(|c| (strsim::jaro_winkler(word, c.get_name()), c.get_name()));
+    let (alike, name) = alike.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    (alike >= ALIKE).then(|| name.to_owned())
 }
 
 /// Position of the first word from `at` on that is no option of `command` (or `other`) and no value
@@ -82,8 +115,9 @@ mod tests {
 
     fn of(words: &[&str]) -> Vec<String> {
         let words = words.iter().map(OsString::from).collect();
-        let (arranged, _name) = arranged(words);
+        let arranged = arranged(words);
         arranged
+            .words
             .iter()
             .map(|w| w.to_string_lossy().into_owned())
             .collect()
@@ -106,6 +140,23 @@ mod tests {
             assert_eq!(of(command).len(), command.len(), "{command:?}");
         }
         assert_eq!(of(&["rsmount", "mount", "ps", "/m"]).len(), 4);
+    }
+
+    #[test]
+    fn a_misspelled_command_is_told_from_an_image() {
+        for (word, expected) in [
+            ("unmount", Some("umount")),
+            ("umout", Some("umount")),
+            ("stat", Some("stats")),
+            ("pul", Some("pull")),
+            ("image", Some("images")),
+            ("debian", None),
+            ("ubuntu:latest", None),
+            ("registry.example/app", None),
+        ] {
+            let words = ["rsmount", word, "m"].map(OsString::from).to_vec();
+            assert_eq!(arranged(words).meant.as_deref(), expected, "{word}");
+        }
     }
 
     #[test]

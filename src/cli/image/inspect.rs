@@ -1,9 +1,12 @@
 //! `rsmount inspect` and `rsmount history`.
 
-use crate::cli::args::image::{HistoryArgs, InspectArgs};
+use crate::cli::args::image::{HistoryArgs, InspectArgs, KindArg};
+use crate::cli::containers;
 use crate::cli::mount::reach_request;
 use crate::cli::output::{self, Failure, size};
 use crate::cli::settings::Settings;
+use crate::container;
+use crate::container::inspect::Inspected;
 use crate::image::inspect::{self, HistoryLine, PlatformOf};
 use crate::image::template;
 use crate::mount::MountRequest;
@@ -13,21 +16,17 @@ const COMMAND_CHARS: usize = 60;
 
 pub(crate) fn inspect(args: &InspectArgs, settings: &Settings) -> Result<(), Failure> {
     let request = |image: &String| reach_request(image, &args.reach, settings.clone());
-    let requests: Result<Vec<MountRequest>, Failure> = args.images.iter().map(request).collect();
-    let requests = requests?;
-    if args.platforms {
-        return requests.iter().try_for_each(|r| platforms(r, args.json));
-    }
-    if let Some(which) = args.raw {
-        for request in &requests {
-            let bytes = inspect::raw(request, which.into()).map_err(|e| Failure::of(&e))?;
-            output::bytes(&bytes)?;
-        }
-        return Ok(());
+    if args.platforms || args.raw.is_some() {
+        let requests: Result<Vec<MountRequest>, Failure> =
+            args.images.iter().map(request).collect();
+        return documents(args, &requests?);
     }
     let mut all = Vec::new();
-    for request in &requests {
-        let one = inspect::inspect(request).map_err(|e| Failure::of(&e))?;
+    for name in &args.images {
+        let one = match container(name, args.kind, settings)? {
+            Some(container) => serde_json::to_value(&container).map_err(|e| Failure::of(&e))?,
+            None => inspect::inspect(&request(name)?).map_err(|e| Failure::of(&e))?,
+        };
         match &args.format {
             Some(text) => {
                 let shown = template::render(text, &one).map_err(|e| Failure::of(&e))?;
@@ -40,6 +39,42 @@ pub(crate) fn inspect(args: &InspectArgs, settings: &Settings) -> Result<(), Fai
         Some(_) => Ok(()),
         None => output::json(&all),
     }
+}
+
+/// The container `name`, if that is one and one may be meant.
+fn container(
+    name: &str,
+    kind: Option<KindArg>,
+    settings: &Settings,
+) -> Result<Option<Inspected>, Failure> {
+    if kind == Some(KindArg::Image) {
+        return Ok(None);
+    }
+    let store = containers::existing(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
+    let found = store.map(|store| store.find(name));
+    match (found, kind) {
+        (Some(Ok(found)), _) => Ok(Some(container::inspect::inspect(&found))),
+        (Some(Err(error)), Some(KindArg::Container)) => Err(Failure::of(&error)),
+        (None, Some(KindArg::Container)) => {
+            let none = container::Error::NoSuchContainer(name.to_owned());
+            Err(Failure::of(&none))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// The documents themselves, and what an index names.
+fn documents(args: &InspectArgs, requests: &[MountRequest]) -> Result<(), Failure> {
+    if args.platforms {
+        return requests.iter().try_for_each(|r| platforms(r, args.json));
+    }
+    if let Some(which) = args.raw {
+        for request in requests {
+            let bytes = inspect::raw(request, which.into()).map_err(|e| Failure::of(&e))?;
+            output::bytes(&bytes)?;
+        }
+    }
+    Ok(())
 }
 
 fn platforms(request: &MountRequest, json: bool) -> Result<(), Failure> {

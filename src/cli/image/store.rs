@@ -89,6 +89,7 @@ pub(crate) fn images(
         vec![
             image.repository.clone(),
             image.tag.clone().unwrap_or_else(|| "<none>".to_owned()),
+            id(image),
             digest,
             image.platform.clone(),
             image.created.as_deref().map_or("-", seconds).to_owned(),
@@ -99,6 +100,7 @@ pub(crate) fn images(
     let headings = [
         "REPOSITORY",
         "TAG",
+        "IMAGE ID",
         "DIGEST",
         "PLATFORM",
         "CREATED",
