@@ -11,6 +11,7 @@
 //!        /profiles/HEX                what earlier starts touched, by the list of layers
 //!        /packs/HEX/N/                pages of layer N as a pack has them (see `packs`)
 //!        /pins/HEX.json               images that are neither evicted nor pruned
+//!        /uppers/HEX.json             whose images have been changed, and where (see `uppers`)
 //!        /denied/HEX                  packs that were found to lie
 //!        /blobs/sha256-HEX            blobs that no registry has (see `blobs`)
 //!        /uploads/HEX.json            where a broken push goes on
@@ -56,6 +57,7 @@ mod recency;
 mod staging;
 mod stores;
 mod uploads;
+mod uppers;
 mod usage;
 mod verify;
 
@@ -103,6 +105,7 @@ struct Root {
     profiles: Directory,
     packs: Directory,
     pins: Directory,
+    uppers: Directory,
     denied: Directory,
     blobs: Directory,
     uploads: Directory,
@@ -154,6 +157,7 @@ impl Cache {
             profiles: version.ensure("profiles")?,
             packs: version.ensure("packs")?,
             pins: version.ensure("pins")?,
+            uppers: version.ensure("uppers")?,
             denied: version.ensure("denied")?,
             blobs: version.ensure("blobs")?,
             uploads: version.ensure("uploads")?,

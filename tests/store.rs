@@ -394,6 +394,37 @@ fn a_mounted_image_keeps_its_data() {
     assert_eq!(layers(&place), 1);
 }
 
+#[test]
+fn an_image_that_was_changed_stays() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let registry = served(&place, "image", &[base().tar()]);
+    let image = registry.image();
+    let upper = place.path("changes");
+    let dir = upper.to_str().unwrap();
+    let mounted = place.mount_image(&image, &["--upper", dir]);
+    std::fs::write(mounted.path("new"), "new").unwrap();
+    drop(mounted);
+    refused(&place, &place.run(&["rmi", &image]), dir);
+    assert_eq!(images(&place).len(), 1);
+    place.ok(&["rmi", "-f", &image]);
+    assert_eq!(images(&place).len(), 0);
+    assert_eq!(layers(&place), 1, "what was changed is still there");
+    registry.control.unplugged.store(true, SeqCst);
+    let mounted = place.mount_image(&image, &["--upper", dir]);
+    assert_eq!(std::fs::read(mounted.path("new")).unwrap(), b"new");
+    assert!(std::fs::read(mounted.path("big")).unwrap() == noise(5 << 20, 1));
+    drop(mounted);
+    // An image of them needs the layer as well, until it goes after them.
+    place.ok(&["commit", "-q", dir, "mine:1"]);
+    std::fs::remove_dir_all(&upper).unwrap();
+    assert_eq!(layers(&place), 2);
+    place.ok(&["rmi", "mine:1"]);
+    assert_eq!(layers(&place), 0);
+}
+
 fn refused_while_mounted(place: &Place, output: &Output) {
     let text = String::from_utf8_lossy(&output.stderr);
     let at = place.mnt().display().to_string();

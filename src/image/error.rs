@@ -82,6 +82,18 @@ pub enum Error {
         /// The mountpoint.
         at: String,
     },
+    /// An image that was changed.
+    #[error(
+        "{image} is what the changes in {} were made on: remove those first, or give -f to forget its \
+         name alone",
+        .dir.display()
+    )]
+    Changed {
+        /// As typed.
+        image: String,
+        /// The upper directory.
+        dir: std::path::PathBuf,
+    },
     /// An image that shall stay.
     #[error("{0} is pinned: `rsmount cache unpin` it first, or give -f to forget its name alone")]
     Pinned(String),

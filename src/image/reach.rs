@@ -2,10 +2,12 @@
 //! any more.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use crate::cache::{Cache, CacheError, RememberedTag};
 use crate::image::error::Error;
 use crate::mount::record;
+use crate::mount::upper::{self, UpperError};
 use crate::oci::{About, Digest, ImageConfig, ImageManifest, ImageName, Manifest, platform};
 
 /// How the cache's key of a pack begins; the image's digest follows.
@@ -93,7 +95,9 @@ fn live(cache: &Cache) -> Result<Reach, Error> {
             live.add(cache, &tag);
         }
     }
-    for digest in mounted()?.into_iter().map(|(digest, _)| digest) {
+    let mounted = mounted()?.into_iter().map(|(digest, _)| digest);
+    let changed = changed(cache)?.into_iter().map(|(digest, _)| digest);
+    for digest in mounted.chain(changed) {
         let media_type = String::new();
         let tag = RememberedTag {
             media_type,
@@ -121,6 +125,21 @@ pub(super) fn mounted() -> Result<Vec<(Digest, String)>, Error> {
     Ok(mounted
         .map(|(digest, at)| (digest, at.display().to_string()))
         .collect())
+}
+
+/// Digests of the image manifests that upper directories hold changes to, mounted or not, and where
+/// those are: directories of the user, and of containers.
+pub(super) fn changed(cache: &Cache) -> Result<Vec<(Digest, PathBuf)>, Error> {
+    let mut changed = Vec::new();
+    for (dir, digest) in cache.uppers()? {
+        match upper::read_about(&dir) {
+            Ok(about) if about.digest == digest => changed.push((digest, dir)),
+            // Nobody can say; removing is what cannot be undone.
+            Err(UpperError::Io(..) | UpperError::Damaged { .. }) => changed.push((digest, dir)),
+            Ok(_) | Err(_) => cache.forget_upper(&dir)?,
+        }
+    }
+    Ok(changed)
 }
 
 /// What was removed.

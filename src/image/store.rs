@@ -315,8 +315,8 @@ pub struct Removed {
 }
 
 /// Forgets the images `typed` (names, or beginnings of IDs and digests), and removes what only they
-/// needed. With `force` also names of what is mounted, which keeps its data until it is unmounted,
-/// and all names of an ID. Nothing is removed when one of `typed` cannot be.
+/// needed. With `force` also names of what is mounted or was changed, which keeps its data as long, and
+/// all names of an ID. Nothing is removed when one of `typed` cannot be.
 pub fn remove(cache: &Cache, typed: &[String], force: bool) -> Result<Removed, Error> {
     let known = reach::names(cache)?;
     let mut doomed: Vec<&(String, RememberedTag)> = Vec::new();
@@ -372,7 +372,7 @@ fn find<'k>(
     }
 }
 
-/// Fails when a running mount or a pin would be left without a name.
+/// Fails when a running mount, changes or a pin would be left without a name.
 fn check_unused(
     cache: &Cache,
     known: &[(String, RememberedTag)],
@@ -386,6 +386,7 @@ fn check_unused(
         staying.add(cache, tag);
     }
     let mounted = reach::mounted()?;
+    let changed = reach::changed(cache)?;
     let pins = cache.pins()?;
     for (key, tag) in known
         .iter()
@@ -403,6 +404,13 @@ fn check_unused(
                 let image = familiar(key);
                 let at = at.clone();
                 return Err(Error::InUse { image, at });
+            }
+            let by = changed.iter().find(|(digest, _)| *digest == image.digest);
+            if let Some((_, dir)) = by
+                && !is_kept
+            {
+                let (image, dir) = (familiar(key), dir.clone());
+                return Err(Error::Changed { image, dir });
             }
         }
     }

@@ -18,6 +18,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::Notify;
 
+use crate::cache::Cache;
 use crate::fuse::Unmounter;
 use crate::monitor::{Event, Monitor};
 use crate::mount::assemble::{self, Assembled, ResolvedImage};
@@ -148,6 +149,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
     }
     if let Some(upper) = &mut upper {
         claim(upper, &request, &image)?;
+        remember(upper, learner.cache(), &image);
     }
     let place = match &upper {
         Some(upper) => upper.lower(),
@@ -210,6 +212,15 @@ fn claim(upper: &mut UpperDir, request: &MountRequest, image: &ResolvedImage) ->
     let (platform, dialect) = (image.platform.to_string(), overlay::dialect(upper)?);
     let about = About::new(&request.image, &image.digest, &platform, dialect);
     Ok(upper.claim(about)?)
+}
+
+/// So that nobody removes the image while there are changes to it. The mount does not depend on it.
+fn remember(upper: &UpperDir, cache: &Cache, image: &ResolvedImage) {
+    if !upper.is_throw_away()
+        && let Err(error) = cache.remember_upper(upper.dir(), &image.digest)
+    {
+        tracing::debug!(%error, "the upper directory is not remembered");
+    }
 }
 
 fn watch_signals(

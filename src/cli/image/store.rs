@@ -5,10 +5,12 @@ use std::sync::Arc;
 use crate::cache::Cache;
 use crate::cli::args::Global;
 use crate::cli::args::image::{ImagesArgs, PullArgs, RmiArgs};
+use crate::cli::containers;
 use crate::cli::mount::reach_request;
 use crate::cli::output::{self, Failure, size};
 use crate::cli::progress::Shown;
 use crate::cli::settings::Settings;
+use crate::image::Error;
 use crate::image::pull::{self, Pulled};
 use crate::image::store::{self, Filter, KnownImage};
 use crate::monitor::Monitor;
@@ -157,7 +159,7 @@ fn filter(args: &ImagesArgs) -> Result<Filter, Failure> {
 
 pub(crate) fn rmi(args: &RmiArgs, settings: &Settings) -> Result<(), Failure> {
     let removed = store::remove(&cache(settings)?, &args.images, args.force);
-    let removed = removed.map_err(|e| Failure::of(&e))?;
+    let removed = removed.map_err(|e| in_use(&e, settings))?;
     for name in &removed.names {
         output::line(&format!("Untagged: {name}"));
     }
@@ -168,6 +170,25 @@ pub(crate) fn rmi(args: &RmiArgs, settings: &Settings) -> Result<(), Failure> {
         output::line(&format!("{} freed", size(removed.dropped.bytes)));
     }
     Ok(())
+}
+
+/// Whose changes keep an image: of a container its name says more than its directory.
+fn in_use(error: &Error, settings: &Settings) -> Failure {
+    let Error::Changed { image, dir } = error else {
+        return Failure::of(error);
+    };
+    let store = containers::existing(&settings.cache_dir).ok().flatten();
+    let all = store
+        .and_then(|store| store.list().ok())
+        .unwrap_or_default();
+    match all.iter().find(|container| container.changes() == *dir) {
+        Some(container) => Failure::new(format!(
+            "{image} is used by container {0}: remove that first (rsmount rm {0}), or give -f to \
+             forget its name alone",
+            container.record.name
+        )),
+        None => Failure::of(error),
+    }
 }
 
 pub(crate) fn tag(source: &str, target: &str, settings: &Settings) -> Result<(), Failure> {
