@@ -300,6 +300,42 @@ fn set_id_programs_and_devices_work_unless_told_otherwise() {
 }
 
 #[test]
+fn who_could_use_set_id_programs_is_said_in_one_line() {
+    use std::os::unix::fs::PermissionsExt;
+    if !can_mount() {
+        return;
+    }
+    let place = place();
+    let said = |options: &[&str]| {
+        let (image, mnt) = (name(&place), place.mnt());
+        let words = [options, &[&image, text(&mnt)]].concat();
+        let output = place.run(&words);
+        assert!(output.status.success(), "{output:?}");
+        place.ok(&["umount", text(&mnt)]);
+        String::from_utf8(output.stderr).unwrap()
+    };
+    let mode = |mode| {
+        let mode = std::fs::Permissions::from_mode(mode);
+        std::fs::set_permissions(place.dir.path(), mode).unwrap();
+    };
+    mode(0o700);
+    assert_eq!(said(&["-q", "--tmp"]), "", "nobody else gets there");
+    mode(0o711);
+    let warning = said(&["-q", "--tmp"]);
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+    assert!(warning.contains("set-id programs and devices"), "{warning}");
+    let half = said(&["-q", "--tmp", "-o", "nosuid"]);
+    assert!(
+        half.contains("devices") && !half.contains("set-id"),
+        "{half}"
+    );
+    for quiet in ["nosuid,nodev", "suid,dev"] {
+        assert_eq!(said(&["-q", "--tmp", "-o", quiet]), "", "{quiet}");
+    }
+    assert_eq!(said(&["-q"]), "", "a read-only mount has neither");
+}
+
+#[test]
 fn programs_that_stay_on_one_file_system_see_all_of_it() {
     if !can_mount() {
         return;

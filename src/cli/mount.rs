@@ -17,7 +17,9 @@ use crate::cli::settings::{self, KeyName, Settings};
 use crate::content::{Fill, Outage};
 use crate::image::store;
 use crate::mount::launch::{self, LaunchError, Launched};
-use crate::mount::{Engine, MountRequest, Pull, Sandbox, TrustIndex, Upper, mountpoint, record};
+use crate::mount::{
+    Engine, MountRequest, Pull, Sandbox, TrustIndex, Upper, mountpoint, privilege, record,
+};
 use crate::oci::Digest;
 use crate::registry::HostsDirs;
 
@@ -29,7 +31,9 @@ pub(crate) fn mount(
     global: &Global,
     settings: Settings,
 ) -> Result<ExitCode, Failure> {
-    let launched = launch_mount(&request(args, settings)?, global)?;
+    let request = request(args, settings)?;
+    let launched = launch_mount(&request, global)?;
+    warn_of_privileges(&request);
     if !args.foreground {
         return Ok(ExitCode::SUCCESS);
     }
@@ -79,6 +83,24 @@ fn request(args: &MountArgs, settings: Settings) -> Result<MountRequest, Failure
         apply_option(&mut request, option)?;
     }
     Ok(request)
+}
+
+/// In a writable mount set-id programs and devices work, as they do in a container; but everybody who
+/// gets there may use them. Who has said what they want is not told.
+fn warn_of_privileges(request: &MountRequest) {
+    let unsaid: Vec<&str> = [("set-id programs", request.suid), ("devices", request.dev)]
+        .into_iter()
+        .filter_map(|(what, said)| said.is_none().then_some(what))
+        .collect();
+    let matters = request.upper.is_some() && !unsaid.is_empty() && privilege::is_system_root();
+    if matters && mountpoint::is_reachable(&request.mountpoint) {
+        output::note(&format!(
+            "{}: other users can get there, and {} in it work; mount it in a directory of mode 0700, or \
+             give -o nosuid,nodev (or suid,dev, if that is meant)",
+            request.mountpoint.display(),
+            unsaid.join(" and ")
+        ));
+    }
 }
 
 /// Where changes go, as an absolute path. The directory is made if it is missing.

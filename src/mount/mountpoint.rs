@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -81,6 +82,12 @@ pub fn check(path: &Path) -> Result<Checked, MountpointError> {
     }
     let not_empty = std::fs::read_dir(&path).is_ok_and(|mut entries| entries.next().is_some());
     Ok(Checked { path, not_empty })
+}
+
+/// Whether any user gets into the absolute `path`: it and all directories above let everybody through.
+pub fn is_reachable(path: &Path) -> bool {
+    let lets_through = |dir: &Path| dir.metadata().is_ok_and(|m| m.mode() & 0o001 != 0);
+    path.ancestors().all(lets_through)
 }
 
 /// Whether one of our file systems is mounted exactly at `path` (absolute, without links).
