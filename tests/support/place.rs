@@ -35,7 +35,11 @@ pub fn skip(why: &str) {
 
 impl Place {
     pub fn new() -> Place {
-        let dir = tempfile::tempdir().unwrap();
+        Place::in_directory(tempfile::tempdir().unwrap())
+    }
+
+    /// One in `dir`, where that matters.
+    pub fn in_directory(dir: TempDir) -> Place {
         std::fs::create_dir(dir.path().join("mnt")).unwrap();
         Place { dir }
     }
