@@ -19,6 +19,7 @@ mod copy;
 mod error;
 mod etc;
 pub mod exec;
+pub mod freeze;
 pub mod image;
 pub mod inspect;
 pub mod log;

@@ -10,6 +10,7 @@ mod support;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::layout::{self, DIR, FILE, Layer, Meta, Pack};
@@ -516,7 +517,15 @@ fn a_full_disk_leaves_the_changes_alone() {
     std::fs::remove_file(mounted.path("noise")).unwrap();
     place.ok(&["commit", text(&mnt), "good:1"]);
     drop(mounted);
-    run(Command::new("umount").arg(&cache));
+    // The mount is gone before the processes that served it are.
+    let umount = || Command::new("umount").arg(&cache).output().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut unmounted = umount();
+    while !unmounted.status.success() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+        unmounted = umount();
+    }
+    assert!(unmounted.status.success(), "{unmounted:?}");
 }
 
 #[test]

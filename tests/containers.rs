@@ -14,100 +14,17 @@ mod support;
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::busybox;
+use support::containers::{Containers, mounts_below, text};
 use support::layout::Pack;
 use support::place::Place;
 use support::registry::{Asked, Registry};
 use support::terminal::{Step, at_a_terminal};
-
-/// A place with the image `image`, and its containers, which end with it.
-struct Containers(Place);
-
-impl Containers {
-    fn new(config: &Value) -> Option<Containers> {
-        if !busybox::can_run() {
-            return None;
-        }
-        let place = Place::new();
-        busybox::write(&place.path("image"), config);
-        Some(Containers(place))
-    }
-
-    fn image(&self) -> String {
-        format!("oci:{}", self.0.path("image").display())
-    }
-
-    fn run_command(&self, options: &[&str], command: &[&str]) -> Command {
-        let mut run = self.0.rsmount();
-        run.args(["run", "-q"]).args(options).arg(self.image());
-        run.args(command);
-        run
-    }
-
-    fn run(&self, options: &[&str], command: &[&str]) -> Output {
-        self.run_command(options, command).output().unwrap()
-    }
-
-    /// Runs and expects success; gives standard output.
-    fn ok(&self, options: &[&str], command: &[&str]) -> String {
-        let output = self.run(options, command);
-        assert!(
-            output.status.success(),
-            "{options:?} {command:?}: {output:?}"
-        );
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    fn ps(&self) -> Vec<Value> {
-        let text = self.0.ok(&["ps", "-a", "--json"]);
-        serde_json::from_str(&text).unwrap()
-    }
-
-    /// What stays on disk of containers.
-    fn left(&self) -> Vec<String> {
-        let entries = std::fs::read_dir(self.0.path("cache/containers"));
-        let names = entries.into_iter().flatten().flatten();
-        let names = names.map(|e| e.file_name().into_string().unwrap());
-        names.filter(|name| name != "lock").collect()
-    }
-
-    fn nothing_is_left(&self) {
-        assert_eq!(self.ps(), Vec::<Value>::new());
-        assert_eq!(self.left(), Vec::<String>::new());
-        assert_eq!(mounts_below(self.0.dir.path()), Vec::<String>::new());
-        let cgroups = Command::new("find")
-            .args(["/sys/fs/cgroup", "-path", "*/rsmount/*"])
-            .output();
-        for dir in String::from_utf8(cgroups.unwrap().stdout).unwrap().lines() {
-            let id = dir.rsplit('/').next().unwrap();
-            assert!(!self.0.path("cache/containers").join(id).exists(), "{dir}");
-        }
-    }
-}
-
-impl Drop for Containers {
-    fn drop(&mut self) {
-        let _ended = self.0.run(&["rm", "--all", "--force"]);
-    }
-}
-
-fn mounts_below(dir: &Path) -> Vec<String> {
-    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let places = table.lines().filter_map(|l| l.split(' ').nth(4));
-    places
-        .filter(|p| Path::new(p).starts_with(dir))
-        .map(str::to_owned)
-        .collect()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
 
 /// Starts it, and returns when it has said a line.
 fn begin(command: &mut Command) -> (Child, BufReader<std::process::ChildStdout>, String) {
@@ -637,6 +554,25 @@ fn noise(len: usize, seed: u64) -> Vec<u8> {
 
 fn explained(place: &Place, image: &str) -> Value {
     serde_json::from_str(&place.ok(&["explain", "--json", image])).unwrap()
+}
+
+#[test]
+fn an_image_stays_as_long_as_a_container_of_it() {
+    let Some(containers) = Containers::new(&json!({})) else {
+        return;
+    };
+    let place = &containers.0;
+    let registry = Registry::serve(place.path("image"));
+    let image = registry.image();
+    place.ok(&["run", "-q", "--name", "box", &image, "true"]);
+    let refused = place.run(&["rmi", &image]);
+    let said = text(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("rsmount rm box"), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    place.ok(&["rm", "box"]);
+    place.ok(&["rmi", &image]);
+    containers.nothing_is_left();
 }
 
 /// Waits until something is so; a worker keeps what it learned after its container has ended.

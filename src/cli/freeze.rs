@@ -1,6 +1,6 @@
 //! `rsmount diff MOUNTPOINT` and `rsmount commit`: what a container has changed, and an image of it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -11,8 +11,9 @@ use crate::cli::mount::reach_request;
 use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
 use crate::cli::settings::Settings;
-use crate::container::{self, Container, Status};
-use crate::image::commit::{self, Commit};
+use crate::container::freeze::Frozen;
+use crate::container::{self, Container};
+use crate::image::commit::{self, Changed, Commit};
 use crate::image::push;
 use crate::monitor::{Event, Monitor};
 use crate::mount::{MountRequest, mountpoint, record};
@@ -44,37 +45,61 @@ fn request(settings: Settings) -> Result<MountRequest, Failure> {
     reach_request("", &reach, settings)
 }
 
-/// The upper directory of what is mounted at `target`; or `target` itself, if it is one; or that of
-/// the container of this name.
-fn upper_of(target: &Path, cache_dir: &Path) -> Result<PathBuf, Failure> {
+/// Whose changes are meant.
+struct Target {
+    changed: Changed,
+    container: Option<Container>,
+}
+
+/// What is mounted at `target`; or the upper directory `target`; or the container of this name.
+fn target(target: &Path, cache_dir: &Path) -> Result<Target, Failure> {
     if let Some(container) = container(target, cache_dir)? {
-        // Its files change, and what is mounted over some of them leaves empty ones.
-        if container.record.status == Status::Running {
-            let name = &container.record.name;
-            let what = "is running; stop it first (rsmount stop)";
-            return Err(Failure::new(format!("container {name} {what}")));
-        }
-        return Ok(container.changes());
+        let changed = Changed {
+            upper: container.changes(),
+            stubs: container.record.mounted_over.clone(),
+        };
+        let container = Some(container);
+        return Ok(Target { changed, container });
     }
     let path = mountpoint::absolute(target).map_err(|e| Failure::of(&e))?;
-    match record::find(&path).map_err(|e| Failure::of(&e))? {
+    let upper = match record::find(&path).map_err(|e| Failure::of(&e))? {
         Some(found) => {
             let read_only = || {
                 let what = "the mount is read-only, so nothing in it was changed (--upper, --tmp)";
                 Failure::new(format!("{}: {what}", path.display()))
             };
-            let upper = found.upper.ok_or_else(read_only)?;
-            Ok(upper)
+            found.upper.ok_or_else(read_only)?
         }
         None if path.join("rsmount.json").exists() => {
-            path.canonicalize().map_err(|e| Failure::of(&e))
+            path.canonicalize().map_err(|e| Failure::of(&e))?
         }
-        None => Err(Failure::new(format!(
-            "{}: neither a writable mount (rsmount ps lists those), nor an upper directory, nor a \
-             container",
-            target.display()
-        ))),
-    }
+        None => {
+            return Err(Failure::new(format!(
+                "{}: neither a writable mount (rsmount ps lists those), nor an upper directory, nor \
+                 a container",
+                target.display()
+            )));
+        }
+    };
+    let changed = Changed {
+        upper,
+        ..Changed::default()
+    };
+    Ok(Target {
+        changed,
+        container: None,
+    })
+}
+
+/// Has a container that runs stand still, if it can.
+fn freeze(container: Option<&Container>, wanted: bool) -> Option<Frozen> {
+    let container = container.filter(|_| wanted)?;
+    Frozen::freeze(container).unwrap_or_else(|error| {
+        let name = &container.record.name;
+        let what = "goes on meanwhile (what changes while it is read fails the commit)";
+        output::note(&format!("{name} {what}: {error}"));
+        None
+    })
 }
 
 /// The container that `target` names: a path that exists is none.
@@ -92,9 +117,9 @@ fn container(target: &Path, cache_dir: &Path) -> Result<Option<Container>, Failu
     }
 }
 
-pub(crate) fn diff(target: &Path, json: bool, settings: Settings) -> Result<(), Failure> {
-    let dir = upper_of(target, &settings.cache_dir)?;
-    let lines = commit::diff(&dir, &request(settings)?).map_err(|e| Failure::of(&e))?;
+pub(crate) fn diff(of: &Path, json: bool, settings: Settings) -> Result<(), Failure> {
+    let Target { changed, .. } = target(of, &settings.cache_dir)?;
+    let lines = commit::diff(&changed, &request(settings)?).map_err(|e| Failure::of(&e))?;
     if json {
         return output::json(&lines);
     }
@@ -110,8 +135,9 @@ pub(crate) fn commit(
     global: &Global,
     settings: Settings,
 ) -> Result<(), Failure> {
+    let Target { changed, container } = target(&args.target, &settings.cache_dir)?;
     let wish = Commit {
-        upper: upper_of(&args.target, &settings.cache_dir)?,
+        changed,
         name: args.image.clone(),
         author: args.author.clone(),
         message: args.message.clone(),
@@ -121,7 +147,10 @@ pub(crate) fn commit(
         created: now()?,
     };
     let request = request(settings)?;
-    let committed = commit::commit(&wish, &request, &Notes).map_err(|e| Failure::of(&e))?;
+    let frozen = freeze(container.as_ref(), args.pause);
+    let committed = commit::commit(&wish, &request, &Notes);
+    drop(frozen);
+    let committed = committed.map_err(|e| Failure::of(&e))?;
     if args.json {
         return output::json(&committed);
     }

@@ -138,11 +138,8 @@ pub fn prepare(
     let made = site.rootfs.make_directories(cwd);
     made.map_err(|e| Error::WorkingDirectory(cwd.clone(), e))?;
     config::write(&plan, site.dir)?;
-    let targets = plan.binds.iter().map(|bind| &bind.destination);
-    let missing = targets
-        .filter(|path| !site.rootfs.has(path))
-        .cloned()
-        .collect();
+    let mut missing = plan.mountpoints();
+    missing.retain(|path| !site.rootfs.has(path));
     container.record.digest.clone_from(&mounted.digest);
     container.record.platform.clone_from(&mounted.platform);
     container.record.stop_signal = stop_signal;

@@ -59,7 +59,8 @@ pub struct Record {
     /// Whether nothing is to be left of it.
     #[serde(default)]
     pub remove: bool,
-    /// Files that the runtime has to make, to mount others over them: gone with the mounts.
+    /// Files and directories that the runtime has to make, to mount others over them: gone with the
+    /// mounts, and no changes.
     #[serde(default)]
     pub mounted_over: Vec<PathBuf>,
     /// The first process; `exec` follows it.

@@ -7,7 +7,8 @@ use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat2, statat, unlinkat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, fstat,
+    mkdirat, openat2, statat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -58,17 +59,38 @@ impl Rootfs {
         }
     }
 
-    /// Removes the file at `path` if it is empty.
+    /// Removes the file or directory at `path` if it is empty; the directory that held it is as old as
+    /// before, as if it had never been there.
     pub fn remove_empty(&self, path: &Path) -> io::Result<()> {
         let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
             return Ok(());
         };
         let above = self.at(above, OFlags::PATH | OFlags::DIRECTORY)?;
+        let before = fstat(&above)?;
         let stat = statat(&above, name, AtFlags::SYMLINK_NOFOLLOW)?;
-        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile && stat.st_size == 0 {
-            unlinkat(&above, name, AtFlags::empty())?;
+        match FileType::from_raw_mode(stat.st_mode) {
+            FileType::RegularFile if stat.st_size == 0 => {
+                unlinkat(&above, name, AtFlags::empty())?;
+            }
+            FileType::Directory => match unlinkat(&above, name, AtFlags::REMOVEDIR) {
+                Ok(()) => {}
+                Err(Errno::NOTEMPTY) => return Ok(()),
+                Err(e) => return Err(e.into()),
+            },
+            _ => return Ok(()),
         }
-        Ok(())
+        let modified = Timespec {
+            tv_sec: before.st_mtime,
+            tv_nsec: i64::try_from(before.st_mtime_nsec).unwrap_or_default(),
+        };
+        let times = Timestamps {
+            last_access: Timespec {
+                tv_sec: 0,
+                tv_nsec: UTIME_OMIT,
+            },
+            last_modification: modified,
+        };
+        Ok(utimensat(&above, c".", &times, AtFlags::empty())?)
     }
 
     /// Makes the directory at `path` and those above it, as far as they are missing.
@@ -120,5 +142,27 @@ mod tests {
         assert!(opened.make_directories(Path::new("/passwd/x")).is_err());
         assert!(opened.directory(Path::new("/srv")).unwrap().is_some());
         assert!(opened.directory(Path::new("/none")).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_empty_goes_without_a_trace() {
+        let place = tempfile::tempdir().unwrap();
+        let root = place.path().join("root");
+        std::fs::create_dir_all(root.join("etc/dir")).unwrap();
+        std::fs::create_dir_all(root.join("etc/full/x")).unwrap();
+        std::fs::write(root.join("etc/hosts"), "").unwrap();
+        std::fs::write(root.join("etc/passwd"), "x").unwrap();
+        let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::new(1_000, 7);
+        let etc = File::open(root.join("etc")).unwrap();
+        let modified = || etc.metadata().unwrap().modified().unwrap();
+        etc.set_modified(old).unwrap();
+        let opened = Rootfs::open(&root).unwrap();
+        for name in ["dir", "hosts", "full", "passwd"] {
+            opened.remove_empty(&Path::new("/etc").join(name)).unwrap();
+            assert_eq!(modified(), old, "{name}");
+        }
+        assert!(opened.remove_empty(Path::new("/etc/none")).is_err());
+        let left = std::fs::read_dir(root.join("etc")).unwrap().count();
+        assert_eq!(left, 2);
     }
 }

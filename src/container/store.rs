@@ -326,14 +326,15 @@ impl Container {
         self.save()
     }
 
-    /// Takes empty files out of what was changed that are only there because something was mounted
-    /// over them.
+    /// Takes out of what was changed what is empty, and only there because something was mounted over
+    /// it.
     fn tidy(&self, rootfs: &Path) -> Result<(), Error> {
         if self.record.mounted_over.is_empty() || !mountpoint::is_mounted(rootfs) {
             return Ok(());
         }
         let opened = Rootfs::open(rootfs).map_err(|e| Error::at(rootfs, e))?;
-        for path in &self.record.mounted_over {
+        // What was made in another one goes before it.
+        for path in self.record.mounted_over.iter().rev() {
             if let Err(error) = opened.remove_empty(path) {
                 tracing::debug!(%error, path = %path.display(), "not tidied");
             }

@@ -114,6 +114,9 @@ pub(crate) struct Upper<'a> {
     pub(crate) dialect: Dialect,
     /// What is below.
     pub(crate) tree: &'a Tree,
+    /// Where a container's runtime had to make something, to mount something else over it: no change as
+    /// long as it is empty.
+    pub(crate) stubs: &'a BTreeSet<LayerPath>,
 }
 
 /// A directory that is being walked.
@@ -161,10 +164,24 @@ impl Upper<'_> {
                 _ => found,
             };
             let (change, opened) = self.look(&fd, &name, &path, below)?;
+            if self.is_stub(&change, opened.as_ref()) {
+                continue;
+            }
             visit(&change)?;
             stack.extend(opened);
         }
         Ok(())
+    }
+
+    fn is_stub(&self, change: &Change<'_>, opened: Option<&Open>) -> bool {
+        let What::Present(present) = &change.what else {
+            return false;
+        };
+        let is_empty = match opened {
+            Some(open) => open.names.is_empty(),
+            None => shape(&present.stat).is_empty_file,
+        };
+        is_empty && change.below.is_none() && self.stubs.contains(change.path)
     }
 
     /// The name that a name in the upper directory is about.

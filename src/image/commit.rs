@@ -11,7 +11,9 @@ mod pack;
 mod tarball;
 mod words;
 
+use std::collections::BTreeSet;
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,7 +24,7 @@ use tokio::sync::Notify;
 
 use crate::cache::{Begin, Cache, CacheError, NewLayer, RememberedTag};
 use crate::image::changes::{ChangesError, Line, Upper};
-use crate::layer::{AddressSink, Ingest, IngestOptions, codec};
+use crate::layer::{AddressSink, Ingest, IngestOptions, LayerPath, codec};
 use crate::monitor::{Event, Monitor, Silent};
 use crate::mount::upper::{About, UpperError, read_about};
 use crate::mount::{MountRequest, Pull, assemble};
@@ -36,11 +38,28 @@ use pack::{Packed, Packer};
 /// Bytes of a blob that are read at once.
 const PIECE_BYTES: usize = 256 << 10;
 
+/// Where changes are, and what of them is none.
+#[derive(Debug, Clone, Default)]
+pub struct Changed {
+    /// The directory given as `--upper`.
+    pub upper: PathBuf,
+    /// In the container: what was made only to mount something over it, as long as it is empty.
+    pub stubs: Vec<PathBuf>,
+}
+
+impl Changed {
+    /// As the walk knows them; what no layer could name is in none.
+    fn stubs(&self) -> BTreeSet<LayerPath> {
+        let path = |path: &PathBuf| LayerPath::parse(path.as_os_str().as_bytes()).ok();
+        self.stubs.iter().filter_map(path).collect()
+    }
+}
+
 /// What an image is made of.
 #[derive(Debug, Clone)]
 pub struct Commit {
-    /// The directory given as `--upper`.
-    pub upper: PathBuf,
+    /// What was changed.
+    pub changed: Changed,
     /// The new image's name.
     pub name: String,
     /// Who made it.
@@ -141,13 +160,14 @@ impl Frozen {
     }
 }
 
-/// What was changed in the upper directory `dir`.
-pub fn diff(dir: &std::path::Path, request: &MountRequest) -> Result<Vec<Line>, CommitError> {
-    let frozen = Frozen::open(dir, request)?;
+/// What was changed.
+pub fn diff(changed: &Changed, request: &MountRequest) -> Result<Vec<Line>, CommitError> {
+    let frozen = Frozen::open(&changed.upper, request)?;
     let upper = Upper {
-        dir: &dir.join("upper"),
+        dir: &changed.upper.join("upper"),
         dialect: frozen.about.dialect,
         tree: frozen.image.fs.tree(),
+        stubs: &changed.stubs(),
     };
     Ok(upper.lines()?)
 }
@@ -159,14 +179,16 @@ pub fn commit(
     monitor: &dyn Monitor,
 ) -> Result<Committed, CommitError> {
     let name = name(&commit.name)?;
-    let frozen = Frozen::open(&commit.upper, request)?;
+    let changed = &commit.changed;
+    let frozen = Frozen::open(&changed.upper, request)?;
     let base = Base::read(&frozen.cache, &frozen.about)?;
     // Before the work that may be long.
     let config = base.changed(&commit.changes)?;
     let upper = Upper {
-        dir: &commit.upper.join("upper"),
+        dir: &changed.upper.join("upper"),
         dialect: frozen.about.dialect,
         tree: frozen.image.fs.tree(),
+        stubs: &changed.stubs(),
     };
     let packer = Packer::new(frozen.cache.new_blob()?, commit.compression);
     let (packer, written) = layer::write(&upper, packer).map_err(full)?;

@@ -46,6 +46,14 @@ pub struct Plan {
     pub seccomp: Seccomp,
 }
 
+impl Plan {
+    /// Where something is mounted in the container: what is missing there the runtime makes.
+    pub fn mountpoints(&self) -> Vec<PathBuf> {
+        let mounts = mounts::mounts(self).into_iter();
+        mounts.map(|mount| mount.destination().clone()).collect()
+    }
+}
+
 /// A process in a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {

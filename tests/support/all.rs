@@ -11,6 +11,7 @@
 #![allow(dead_code, reason = "each test file uses its own part")]
 
 pub mod busybox;
+pub mod containers;
 pub mod docker_registry;
 pub mod edge;
 pub mod layout;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args as ClapArgs, ValueEnum};
+use clap::{ArgAction, Args as ClapArgs, ValueEnum};
 
 use crate::cli::args::ReachArgs;
 use crate::oci::Compression;
@@ -10,7 +10,7 @@ use crate::oci::Compression;
 /// Arguments of `commit`.
 #[derive(Debug, Clone, ClapArgs)]
 pub struct CommitArgs {
-    /// Where a writable mount is, the directory that was its --upper, or a container that is not running
+    /// Where a writable mount is, the directory that was its --upper, or a container
     pub target: PathBuf,
     /// Name of the new image
     #[arg(value_name = "NAME[:TAG]")]
@@ -25,6 +25,19 @@ pub struct CommitArgs {
     /// ONBUILD, STOPSIGNAL, USER, VOLUME, WORKDIR); can be given again
     #[arg(short, long, value_name = "INSTRUCTION")]
     pub change: Vec<String>,
+    /// Whether a container that runs stands still meanwhile; a file that changes while it is read fails
+    /// the commit
+    #[arg(
+        short,
+        long,
+        value_name = "BOOL",
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_value_t = true,
+        default_missing_value = "true"
+    )]
+    pub pause: bool,
     /// How the layer is compressed
     #[arg(long, value_enum, default_value_t = CompressionArg::Gzip)]
     pub compression: CompressionArg,

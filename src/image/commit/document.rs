@@ -243,7 +243,7 @@ mod tests {
             .unwrap(),
         };
         let commit = Commit {
-            upper: "/d".into(),
+            changed: crate::image::commit::Changed::default(),
             name: "b:1".to_owned(),
             author: None,
             message: Some("why".to_owned()),
