@@ -99,6 +99,7 @@ pub fn push(
         reference,
         image,
     };
+    let own_name = access.name.to_string();
     let here = Here {
         cache,
         offline: request.offline,
@@ -107,7 +108,11 @@ pub fn push(
     let runtime = Content::new_runtime().map_err(Error::Output)?;
     runtime.block_on(async {
         push.blobs(&late).await?;
-        push.name(update_index).await
+        let pushed = push.name(update_index).await?;
+        if pushed.image == own_name {
+            push.fetched_again_from_here_on()?;
+        }
+        Ok(pushed)
     })
 }
 
@@ -173,6 +178,17 @@ impl Push {
             .registry
             .push_blob(digest, config.into())
             .await?;
+        Ok(())
+    }
+
+    /// What the image's own name leads to has the layers now: those of an image that was loaded are not
+    /// the only copies any more, and may be evicted.
+    fn fetched_again_from_here_on(&self) -> Result<(), PushError> {
+        for layer in &self.image.manifest.layers {
+            if let Some(stored) = self.target.cache.layer(&layer.digest)? {
+                stored.set_sole(false)?;
+            }
+        }
         Ok(())
     }
 
