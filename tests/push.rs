@@ -1,143 +1,264 @@
-//! What earlier starts touched is in the kernel's page cache before anybody asks for it.
+//! Images are pushed: what is there is not sent, a broken upload goes on, the manifest comes last.
+//!
+//! Needs root and `/dev/fuse`, docker-registry and skopeo; says so loudly where something is skipped.
 #![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a test")]
 
 #[path = "support/all.rs"]
 mod support;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
+use std::sync::atomic::Ordering::SeqCst;
 
-use serde_json::Value;
-use support::layout::{self, FILE, Layer, Pack};
-use support::place::{Mounted, Place, can_mount};
+use rsmount::oci::Digest;
+use serde_json::{Value, json};
+use support::docker_registry::DockerRegistry;
+use support::layout::{self, DIR, FILE, Layer, Pack};
+use support::place::{Place, can_mount};
+use support::receiver::Receiver;
+use support::seen;
 
-/// Not a multiple of the page size, so that the last page is a short one.
-const BYTES: usize = (1 << 20) + 700;
+/// Length of a piece of an upload.
+const PIECE: u64 = 8 << 20;
 
-/// What each start reads of the file: its middle and its end.
-const READ: [std::ops::Range<usize>; 2] = [262_144..327_680, 1_000_000..BYTES];
-
-fn content() -> Vec<u8> {
-    let mut random = fastrand::Rng::with_seed(7);
-    (0..BYTES).map(|_| random.u8(1..)).collect()
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
 }
 
-fn image(place: &Place, content: &[u8]) -> String {
-    let layer = Layer::new()
-        .file(
-            "before",
-            FILE,
-            b"so that pages of the file are not pages of the layer",
-        )
-        .file("file", FILE, content);
-    layout::write(&place.path("image"), &[layer.tar()], Pack::Gzip);
+fn noise(len: usize) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(7);
+    (0..len).map(|_| random.u8(..)).collect()
+}
+
+/// A committed image of two layers below one of `len` bytes that do not compress.
+fn committed(place: &Place, base: &str, name: &str, len: usize) {
+    let mounted = place.mount_image(base, &["--tmp"]);
+    std::fs::write(mounted.path("etc/new"), noise(len)).unwrap();
+    place.ok(&["commit", text(&place.mnt()), name]);
+}
+
+fn layout(place: &Place) -> String {
+    let first = Layer::new().dir("etc", DIR).file("etc/a", FILE, b"a");
+    let second = Layer::new().file("etc/b", FILE, &noise(100_000));
+    layout::write(
+        &place.path("image"),
+        &[first.tar(), second.tar()],
+        Pack::Gzip,
+    );
     format!("oci:{}", place.path("image").display())
 }
 
-fn read(mounted: &Mounted<'_>, content: &[u8]) {
-    let file = File::open(mounted.path("file")).unwrap();
-    for range in READ {
-        let mut buffer = vec![0; range.len()];
-        file.read_exact_at(&mut buffer, range.start as u64).unwrap();
-        assert!(buffer == content[range.clone()], "{range:?}");
-    }
+fn run(program: &str, arguments: &[&str]) -> Vec<u8> {
+    let output = Command::new(program).args(arguments).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {output:?}"
+    );
+    output.stdout
 }
 
-/// Ends a mount, and waits until its worker has kept what it learned.
-fn end(place: &Place, mounted: Mounted<'_>) {
-    let shown: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
-    let worker = format!("/proc/{}", shown[0]["pid"]);
-    drop(mounted);
-    while Path::new(&worker).exists() {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+fn pushed(place: &Place, words: &[&str]) -> String {
+    let output = place.run(&[&["push"], words].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{words:?}: {said}");
+    said
 }
 
-/// Waits until no more is pushed; gives how many bytes were.
-fn pushed(place: &Place) -> u64 {
-    let bytes = || place.stats()["pushed_bytes"].as_u64().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let mut last = 0;
-    loop {
-        std::thread::sleep(Duration::from_millis(100));
-        let now = bytes();
-        if now > 0 && now == last {
-            return now;
-        }
-        assert!(Instant::now() < deadline, "nothing is pushed");
-        last = now;
-    }
+fn refused(output: &Output, expected: &str) {
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    assert!(said.contains(expected), "{said:?} lacks {expected:?}");
 }
 
 #[test]
-fn what_a_start_has_read_the_next_one_does_not_ask_for() {
+fn a_real_registry_takes_what_it_lacks_and_gives_it_back() {
     if !can_mount() {
         return;
     }
-    let (place, content) = (Place::new(), content());
-    let image = image(&place, &content);
-    let options = ["--engine", "fuse"];
-    let first = place.mount_image(&image, &options);
-    read(&first, &content);
-    assert_eq!(place.stats()["pushed_bytes"], 0);
-    assert!(place.stats()["reads"].as_u64() > Some(0));
-    end(&place, first);
-
-    let second = place.mount_image(&image, &options);
-    assert_eq!(place.stats()["pushed_bytes"], 0, "the kernel knows no file");
-    second.path("file").metadata().unwrap();
-    let bytes = pushed(&place);
-    // What was read, its pages whole, and what was read ahead.
-    let wanted: usize = READ.iter().map(|range| range.len()).sum();
-    assert!((wanted as u64..BYTES as u64).contains(&bytes), "{bytes}");
-    read(&second, &content);
-    assert_eq!(place.stats()["reads"], 0, "{}", place.stats());
-    // The rest is as it was, and so is the length.
-    assert!(std::fs::read(second.path("file")).unwrap() == content);
-    end(&place, second);
-
-    // A start that asks for nothing, because it was pushed, does not forget it.
-    for _ in 0..4 {
-        let next = place.mount_image(&image, &options);
-        next.path("file").metadata().unwrap();
-        assert!(pushed(&place) >= wanted as u64);
-        read(&next, &content);
-        end(&place, next);
-    }
+    let place = Place::new();
+    let Some(registry) = DockerRegistry::serve(&place.path("registry"), false) else {
+        return;
+    };
+    let source = layout(&place);
+    let (base, app) = (registry.image("team/base:1"), registry.image("team/app:1"));
+    // From an archive, as `skopeo copy` does it.
+    let said = pushed(&place, &[&source, &base]);
+    assert_eq!(said.matches(": pushed").count(), 2, "{said}");
+    let raw = |name: &str| {
+        let name = format!("docker://{name}");
+        run("skopeo", &["inspect", "--tls-verify=false", "--raw", &name])
+    };
+    let index: Value =
+        serde_json::from_slice(&std::fs::read(place.path("image/index.json")).unwrap()).unwrap();
+    let digest = index["manifests"][0]["digest"].as_str().unwrap();
+    assert_eq!(Digest::of(&raw(&base)).to_string(), digest);
+    // The layers below are there; a neighbour has them.
+    committed(&place, &base, &app, 20_000_000);
+    let said = pushed(&place, &[&app]);
+    assert_eq!(said.matches("mounted from team/base").count(), 2, "{said}");
+    assert_eq!(said.matches(": pushed").count(), 1, "{said}");
+    let said = pushed(&place, &[&app]);
+    assert_eq!(said.matches("there already").count(), 3, "{said}");
+    // To another registry the layers below stream from the first one: no original is kept.
+    let other = DockerRegistry::serve(&place.path("other"), false).unwrap();
+    place.ok(&["cache", "prune", "--data"]);
+    let there = other.image("copy:2");
+    let said = pushed(&place, &[&app, &there]);
+    assert_eq!(said.matches(": pushed").count(), 3, "{said}");
+    assert_eq!(raw(&app), raw(&there));
+    // What others make of it, and we from nothing.
+    let copy = place.path("copy");
+    let (from, to) = (
+        format!("docker://{there}"),
+        format!("oci:{}:x", copy.display()),
+    );
+    run(
+        "skopeo",
+        &["copy", "-q", "--src-tls-verify=false", &from, &to],
+    );
+    let ours = {
+        let _mounted = place.mount_image(&app, &[]);
+        seen::look(&place.mnt())
+    };
+    let fresh = Place::new();
+    let _mounted = fresh.mount_image(&there, &[]);
+    seen::assert_same("pulled", &ours, &seen::look(&fresh.mnt()));
 }
 
 #[test]
-fn damaged_pages_are_not_pushed() {
+fn a_platform_is_added_to_an_index_and_replaced_in_it() {
     if !can_mount() {
         return;
     }
-    let (place, content) = (Place::new(), content());
-    let image = image(&place, &content);
-    let first = place.mount_image(&image, &["--engine", "fuse"]);
-    read(&first, &content);
-    end(&place, first);
-    // The cache's file loses what was read.
-    let data = find(&place.path("cache"), "data").unwrap();
-    let file = File::options().write(true).open(data).unwrap();
-    file.write_all_at(&vec![0; READ[0].len()], READ[0].start as u64 + 2048)
-        .unwrap();
-    let second = place.mount_image(&image, &["--engine", "fuse"]);
-    second.path("file").metadata().unwrap();
-    pushed(&place);
-    read(&second, &content);
-    assert!(place.stats()["reads"].as_u64() > Some(0));
-    assert!(std::fs::read(second.path("file")).unwrap() == content);
+    let place = Place::new();
+    let Some(registry) = DockerRegistry::serve(&place.path("registry"), false) else {
+        return;
+    };
+    let source = layout(&place);
+    let other = place.path("arm");
+    let arm: support::layout::Spoil<'_> = &|parts| parts.architecture = "arm64".to_owned();
+    let tar = Layer::new().file("arm", FILE, b"arm").tar();
+    layout::write_spoilt(&other, &[tar], Pack::Gzip, arm);
+    let arm = format!("oci:{}", other.display());
+    let name = registry.image("app:multi");
+    let platforms = || {
+        let docker = format!("docker://{name}");
+        let raw = run(
+            "skopeo",
+            &["inspect", "--tls-verify=false", "--raw", &docker],
+        );
+        let index: Value = serde_json::from_slice(&raw).unwrap();
+        let of = |m: &Value| m["platform"]["architecture"].as_str().unwrap().to_owned();
+        let list = index["manifests"].as_array().unwrap().clone();
+        (list.iter().map(of).collect::<Vec<_>>(), index)
+    };
+    // A single image stays beside the new one.
+    pushed(&place, &["--platform", "linux/arm64", &arm, &name]);
+    pushed(&place, &[&source, &name, "--update-index"]);
+    let host = layout::host_architecture();
+    assert_eq!(platforms().0, ["arm64", host]);
+    let before = platforms().1;
+    committed(&place, &name, "local/app:1", 10);
+    pushed(&place, &["local/app:1", &name, "--update-index"]);
+    let (names, after) = platforms();
+    assert_eq!(names, ["arm64", host]);
+    assert_eq!(before["manifests"][0], after["manifests"][0]);
+    assert_ne!(before["manifests"][1], after["manifests"][1]);
+    let fresh = Place::new();
+    let mounted = fresh.mount_image(&name, &[]);
+    assert_eq!(std::fs::read(mounted.path("etc/new")).unwrap(), noise(10));
 }
 
-/// A file of this name below `directory`.
-fn find(directory: &Path, name: &str) -> Option<std::path::PathBuf> {
-    std::fs::read_dir(directory).unwrap().find_map(|entry| {
-        let path = entry.unwrap().path();
-        match path.is_dir() {
-            true => find(&path, name),
-            false => path.ends_with(name).then_some(path),
-        }
-    })
+#[test]
+fn an_upload_that_breaks_goes_on_where_it_broke() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let receiver = Receiver::serve();
+    let received = &receiver.received;
+    committed(&place, &layout(&place), "app:1", 40_000_000);
+    let name = receiver.image("app:1");
+    // In the middle of a piece, within one push.
+    received.break_at.store(3, SeqCst);
+    pushed(&place, &["app:1", &name]);
+    let size: u64 = received
+        .blobs
+        .lock()
+        .unwrap()
+        .values()
+        .map(|b| b.len() as u64)
+        .sum();
+    assert!(size > 40_000_000);
+    assert!(received.states.load(SeqCst) >= 1);
+    let config_bytes = size - received.bytes.load(SeqCst);
+    assert!(
+        config_bytes < 10_000,
+        "nothing was sent twice: {config_bytes}"
+    );
+    assert!(received.manifests.lock().unwrap().contains_key("1"));
+}
+
+#[test]
+fn a_push_that_was_broken_off_goes_on_the_next_time() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let receiver = Receiver::serve();
+    let received = &receiver.received;
+    committed(&place, &layout(&place), "app:1", 40_000_000);
+    let name = receiver.image("app:1");
+    // One layer after the other, so that the large one's third piece is the one meant.
+    received.break_at.store(5, SeqCst);
+    received.dies.store(true, SeqCst);
+    let output = place.run(&["-q", "push", "app:1", &name]);
+    refused(&output, "127.0.0.1");
+    assert!(
+        received.manifests.lock().unwrap().is_empty(),
+        "the manifest comes last"
+    );
+    let before = received.bytes.load(SeqCst);
+    assert!(before >= 2 * PIECE, "{before}");
+    received.dead.store(false, SeqCst);
+    pushed(&place, &["app:1", &name]);
+    let size: u64 = received
+        .blobs
+        .lock()
+        .unwrap()
+        .values()
+        .map(|b| b.len() as u64)
+        .sum();
+    let sent = received.bytes.load(SeqCst);
+    assert!(sent <= size, "{sent} of {size}: something was sent twice");
+    assert!(received.manifests.lock().unwrap().contains_key("1"));
+}
+
+#[test]
+fn who_cannot_push_is_told_why() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let source = layout(&place);
+    let receiver = Receiver::serve();
+    receiver.received.forbidden.store(true, SeqCst);
+    let denied = place.run(&["-q", "push", &source, &receiver.image("app:1")]);
+    refused(&denied, "no right to push to app");
+    let by_digest = format!("app@{}", Digest::of(b"x"));
+    refused(
+        &place.run(&["-q", "push", &source, &by_digest]),
+        "with a tag",
+    );
+    refused(&place.run(&["-q", "push", &source, "Bad"]), "Bad");
+    let nobody = place.run(&["-q", "push", &source, "127.0.0.1:1/app:1"]);
+    refused(&nobody, "refuses connections");
+    let Some(registry) = DockerRegistry::serve(&place.path("registry"), true) else {
+        return;
+    };
+    let read_only = place.run(&["-q", "push", &source, &registry.image("app:1")]);
+    refused(&read_only, "read-only");
+    let said: Value = serde_json::from_str(&place.ok(&["inspect", "--offline", &source])).unwrap();
+    assert_ne!(said, json!([]));
 }
