@@ -71,8 +71,13 @@ pub async fn collect_verified(blob: &(impl Blob + ?Sized)) -> Result<Bytes, Erro
 
 /// All bytes of a blob whose size the caller has found small enough.
 pub async fn collect(blob: &(impl Blob + ?Sized)) -> Result<Bytes, Error> {
-    let size = blob.size();
-    let mut stream = blob.open(ByteRange::new(0, size)).await?;
+    collect_range(blob, ByteRange::new(0, blob.size())).await
+}
+
+/// All bytes of a part of a blob that the caller has found small enough.
+pub async fn collect_range(blob: &(impl Blob + ?Sized), range: ByteRange) -> Result<Bytes, Error> {
+    let size = range.len();
+    let mut stream = blob.open(range).await?;
     let mut all = BytesMut::new();
     while let Some(bytes) = stream.next().await {
         all.extend_from_slice(&bytes?);

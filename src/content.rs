@@ -25,6 +25,7 @@ mod recorder;
 mod run;
 mod stalls;
 mod stats;
+mod windows;
 pub mod witness;
 
 use std::ops::Range;
@@ -33,7 +34,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
-use tokio::sync::OnceCell;
 
 pub use error::Error;
 pub use late::LateIndex;
@@ -41,6 +41,7 @@ pub use profile::Profile;
 pub use recorder::RECORDED;
 pub use stalls::{Cause, Stall};
 pub use stats::{ContentStats, LayerStats, Proof};
+pub use windows::{BringWindows, Brought};
 
 use crate::blob::{Blob, BoxFuture, ByteRange};
 use crate::cache::{Pages, Presence};
@@ -54,7 +55,7 @@ use crate::content::recorder::Recorder;
 use crate::content::run::Runs;
 use crate::content::stalls::Stalls;
 use crate::content::stats::Tally;
-use crate::layer::LayerIndex;
+use crate::content::windows::Windows;
 
 /// What a reader of absent bytes gets while the source cannot be reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -95,10 +96,6 @@ pub struct Options {
     pub is_known: bool,
 }
 
-/// Brings the whole index of a layer whose index lacks the windows of its checkpoints.
-pub type Complete =
-    Arc<dyn Fn() -> BoxFuture<'static, Result<Arc<LayerIndex>, Error>> + Send + Sync>;
-
 /// Streams a layer whose index somebody else made, compares, and gives the layer's own pages;
 /// [`Error::Lie`] when the index is not that of the layer.
 pub type Prove = Arc<dyn Fn() -> BoxFuture<'static, Result<Pages, Error>> + Send + Sync>;
@@ -113,7 +110,7 @@ pub struct LayerSource {
     /// Its blob.
     pub blob: Arc<dyn Blob>,
     /// Present when `index` has no windows.
-    pub complete: Option<Complete>,
+    pub windows: Option<BringWindows>,
     /// Present when `index` and `pages` are a pack's, which nobody has compared with the layer.
     pub prove: Option<Prove>,
 }
@@ -133,20 +130,10 @@ struct Layer {
     source: LayerSource,
     fringe: Fringe,
     runs: Runs,
-    /// The index with windows, once they were needed.
-    whole: OnceCell<Arc<LayerIndex>>,
+    /// Windows that the index lacks, as they come.
+    windows: Windows,
     /// The layer's own pages, once a pack has been proven by streaming it.
     proven: OnceLock<Pages>,
-}
-
-impl Layer {
-    /// The index to decode by.
-    async fn whole_index(&self) -> Result<Arc<LayerIndex>, Error> {
-        let Some(complete) = &self.source.complete else {
-            return Ok(self.source.index.get().clone());
-        };
-        self.whole.get_or_try_init(|| complete()).await.cloned()
-    }
 }
 
 /// What whoever serves the content hears of it, once.
@@ -216,7 +203,7 @@ impl Content {
             number,
             fringe: Fringe::new(source.pages.size()),
             runs: Runs::default(),
-            whole: OnceCell::new(),
+            windows: Windows::default(),
             proven: OnceLock::new(),
             source,
         };

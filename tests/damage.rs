@@ -334,7 +334,7 @@ fn content_of(cache: &Cache, wanted: &Wanted) -> Result<Arc<Content>, String> {
         index: rsmount::content::LateIndex::from(Arc::new(index)),
         pages: Arc::new(layer.pages().map_err(|e| e.to_string())?),
         blob: wanted.blob.clone(),
-        complete: None,
+        windows: None,
         prove: None,
     };
     let options = Options {

@@ -509,3 +509,84 @@ fn lie(image: &str, digest: &str) -> String {
         digest
     })
 }
+
+/// Megabytes of words that compress, different for each `seed`.
+fn text(megabytes: usize, seed: u64) -> Vec<u8> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut words = Vec::with_capacity((megabytes << 20) + 8);
+    while words.len() < megabytes << 20 {
+        words.extend_from_slice(format!("{} ", random.u32(..4000)).as_bytes());
+    }
+    words.truncate(megabytes << 20);
+    words
+}
+
+#[test]
+fn of_a_pack_s_windows_those_come_that_are_needed() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let cold = text(24, 2);
+    let layer = Layer::new()
+        .file("hot", FILE, &text(1, 1))
+        .file("cold", FILE, &cold);
+    let tar = layer.tar();
+    let spoil = |parts: &mut layout::Parts| {
+        // As everybody compresses; the fastest level makes one block of everything.
+        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+        std::io::Write::write_all(&mut gz, &tar).unwrap();
+        parts.blobs = vec![gz.finish().unwrap()];
+        parts.layer_digests = vec![Digest::of(&parts.blobs[0]).to_string()];
+        parts.layer_sizes = vec![parts.blobs[0].len() as u64];
+    };
+    layout::write_spoilt(
+        &place.path("image"),
+        std::slice::from_ref(&tar),
+        Pack::Gzip,
+        &spoil,
+    );
+    let registry = support::registry::Registry::serve(place.path("image"));
+    let image = registry.image();
+    let mounted = place.mount_image(&image, &["--fill", "never"]);
+    std::fs::read(mounted.path("hot")).unwrap();
+    drop(mounted);
+    let said = place.ok(&["-q", "publish", "--json", &image]);
+    let published: Value = serde_json::from_str(&said).unwrap();
+    let all = published["window_bytes"].as_u64().unwrap();
+    assert!(all > 100_000, "{published}");
+    forget(&place);
+
+    let mounted = place.mount_image(&image, &["--fill", "never"]);
+    assert!(std::fs::read(mounted.path("hot")).unwrap() == text(1, 1));
+    let known = registry.control.asked().len();
+    let before = place.stats()["fetched_bytes"].as_u64().unwrap();
+    let file = std::fs::File::open(mounted.path("cold")).unwrap();
+    let mut bytes = [0; 4096];
+    let mut windows_asked = 0;
+    for at in [5 << 20, 17 << 20] {
+        file.read_exact_at(&mut bytes, at).unwrap();
+        assert!(bytes == cold[at as usize..][..4096]);
+        let asked = registry.control.asked();
+        let of_windows = asked[known..]
+            .iter()
+            .filter(|a| std::fs::metadata(blob_of(&place, &a.digest)).unwrap().len() == all);
+        let lengths: Vec<u64> = of_windows.map(|a| a.range.end - a.range.start).collect();
+        windows_asked = lengths.iter().sum();
+        assert!(lengths.iter().all(|len| *len <= 33 << 10), "{lengths:?}");
+    }
+    assert!(
+        windows_asked > 0 && windows_asked <= 2 * (33 << 10),
+        "{windows_asked} of {all}"
+    );
+    let fetched = place.stats()["fetched_bytes"].as_u64().unwrap() - before;
+    let asked: u64 = registry.control.asked()[known..]
+        .iter()
+        .map(|a| a.range.end - a.range.start)
+        .sum();
+    assert_eq!(fetched, asked, "windows are counted as well");
+}
+
+fn blob_of(place: &Place, digest: &str) -> std::path::PathBuf {
+    place.path("image/blobs").join(digest.replacen(':', "/", 1))
+}

@@ -93,20 +93,12 @@ impl Runs {
     }
 }
 
-impl Decoding {
-    /// A decoder for `wanted`, as far back as it must begin and as far on as it can go.
-    fn begin(index: &LayerIndex, wanted: &Range<usize>) -> Result<Decoding, Error> {
-        let start = index.decode_start(wanted.start);
-        let more = index.spans[wanted.end..].iter();
-        let more = more.take_while(|s| s.start == SpanStart::Continue).count();
-        let spans = start..wanted.end + more;
-        let decoder = SpanDecoder::new(index, spans.clone())?;
-        Ok(Decoding {
-            offset: decoder.compressed().start(),
-            decoder,
-            spans,
-        })
-    }
+/// What a decoder for `wanted` can give: as far back as it must begin and as far on as it can go.
+fn reach(index: &LayerIndex, wanted: &Range<usize>) -> Range<usize> {
+    let start = index.decode_start(wanted.start);
+    let more = index.spans[wanted.end..].iter();
+    let more = more.take_while(|s| s.start == SpanStart::Continue).count();
+    start..wanted.end + more
 }
 
 impl Content {
@@ -119,7 +111,7 @@ impl Content {
         why: Why,
     ) -> Result<(), Error> {
         let layer = self.layer(number)?;
-        let index = &*layer.whole_index().await?;
+        let index = &*layer.source.index;
         let _right = self.right_to(layer, left).await;
         if left.start == left.end {
             return Ok(());
@@ -139,16 +131,34 @@ impl Content {
             Why::Demand | Why::Background => Ahead::none(self, number, left.end),
         };
         let end = ahead.spans.end;
-        let mut decoding = match parked.take() {
-            Some(parked) if parked.spans.contains(&left.start) => parked,
-            _ => Decoding::begin(index, &(left.start..end))?,
+        let kept = parked.take().filter(|d| d.spans.contains(&left.start));
+        let (offset, spans) = match &kept {
+            Some(kept) => (kept.offset, kept.spans.clone()),
+            None => {
+                let spans = reach(index, &(left.start..end));
+                (index.spans[spans.start].compressed.start(), spans)
+            }
         };
-        let end = end.min(decoding.spans.end);
-        let range = ByteRange::new(decoding.offset, index.spans[end - 1].compressed.end());
+        let end = end.min(spans.end);
+        let range = ByteRange::new(offset, index.spans[end - 1].compressed.end());
         self.tally.requests.fetch_add(1, Relaxed);
         let asked = Instant::now();
-        let mut stream = layer.source.blob.open(range).await?;
-        let receiving = self.pace.receive(asked.elapsed());
+        let open = async {
+            let stream = layer.source.blob.open(range).await?;
+            Ok::<_, Error>((stream, asked.elapsed()))
+        };
+        let begin = async {
+            match kept {
+                Some(kept) => Ok(kept),
+                None => Ok(Decoding {
+                    decoder: self.decoder(layer, spans.clone()).await?,
+                    spans,
+                    offset,
+                }),
+            }
+        };
+        let ((mut stream, waited), mut decoding) = tokio::try_join!(open, begin)?;
+        let receiving = self.pace.receive(waited);
         while let Some(piece) = stream.next().await {
             let piece = piece?;
             self.demand.heard();
@@ -228,6 +238,7 @@ impl Content {
         });
         pushed.map_err(|e| {
             self.tally.verify_failures.fetch_add(1, Relaxed);
+            layer.windows.forget();
             Error::Layer(e)
         })
     }

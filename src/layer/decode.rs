@@ -86,6 +86,17 @@ impl SpanDecoder {
         })
     }
 
+    /// Gives a span the window that the index lacks, before anything is pushed. A wrong one decodes to
+    /// what does not have the span's digest.
+    pub fn set_window(&mut self, span: usize, bytes: &[u8]) {
+        let at = span.checked_sub(self.first);
+        if let Some(span) = at.and_then(|at| self.spans.get_mut(at))
+            && let SpanStart::Window { window, .. } = &mut span.start
+        {
+            *window = bytes.into();
+        }
+    }
+
     /// Which bytes of the blob have to be pushed.
     pub fn compressed(&self) -> ByteRange {
         let start = self.spans.first().map_or(0, |span| span.compressed.start());

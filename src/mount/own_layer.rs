@@ -76,7 +76,7 @@ pub(super) fn own_layer(
         index,
         pages: Arc::new(stored.pages()?),
         blob: late.blob(descriptor.clone()),
-        complete: None,
+        windows: None,
         prove: None,
     })
 }

@@ -1,22 +1,25 @@
 //! Mounting by a pack. What comes from it is kept apart ([`Cache::pack_pages`]) and proven behind the
 //! mount, by streaming the layers.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
+use tokio::sync::OnceCell;
 
-use crate::blob::{self, Blob};
+use crate::blob::{self, Blob, ByteRange};
 use crate::cache::{Begin, Cache, Pages, Presence, StoredLayer};
 use crate::content::first_contact::{self, Wanted};
 use crate::content::witness::{Claim, Witness};
-use crate::content::{self, LayerSource};
-use crate::layer::{LayerIndex, codec};
+use crate::content::{self, Brought, LayerSource};
+use crate::layer::{LayerIndex, SpanStart, codec};
 use crate::monitor::{Event, Monitor};
 use crate::mount::discover::Pack;
 use crate::mount::source::LateSource;
 use crate::oci::{Digest, ImageManifest};
 use crate::pack::meta::without_windows;
+use crate::pack::windows::Places;
 use crate::pack::{HotRange, PackError, windows};
 
 /// One layer as the pack has it.
@@ -32,15 +35,17 @@ pub(crate) fn layer(
     let pages = Arc::new(cache.pack_pages(&pack.digest, number, index.address_size)?);
     let blob = late.blob(manifest.layers[at].clone());
     let part = late.blob(pack.manifest.windows[at].clone());
-    let bare = index.clone();
-    let complete = move || -> crate::blob::BoxFuture<'static, _> {
-        let (part, bare) = (part.clone(), bare.clone());
-        Box::pin(async move {
-            let bytes = whole(&*part).await?;
-            let restored = windows::restore(&bare, &bytes).map_err(refused)?;
-            Ok(Arc::new(restored))
-        })
+    let part = WindowPart {
+        places: pack
+            .meta
+            .windows
+            .get(at)
+            .and_then(|lengths| Places::new(&index, lengths, part.size())),
+        blob: part,
+        index: index.clone(),
+        whole: OnceCell::new(),
     };
+    let part = Arc::new(part);
     let proof = Proof {
         cache: cache.clone(),
         pack: pack.digest.clone(),
@@ -58,7 +63,10 @@ pub(crate) fn layer(
         index: index.into(),
         pages,
         blob,
-        complete: Some(Arc::new(complete)),
+        windows: Some(Arc::new(move |spans| {
+            let part = part.clone();
+            Box::pin(async move { part.bring(spans).await })
+        })),
         prove: Some(Arc::new(move || {
             let proof = proof.clone();
             Box::pin(proof.run())
@@ -72,6 +80,70 @@ fn of_layer(hot: &[HotRange], number: u32) -> Vec<HotRange> {
 
 pub(crate) fn refused(error: PackError) -> content::Error {
     content::Error::Pack(error.to_string())
+}
+
+/// The windows of one layer.
+struct WindowPart {
+    blob: Arc<dyn Blob>,
+    index: Arc<LayerIndex>,
+    /// Absent in packs of earlier versions.
+    places: Option<Places>,
+    /// All of them, where their places are not known.
+    whole: OnceCell<Arc<LayerIndex>>,
+}
+
+impl WindowPart {
+    async fn bring(&self, spans: Range<usize>) -> Result<Brought, content::Error> {
+        match &self.places {
+            Some(places) => self.by_range(places, &spans).await,
+            None => self.of_whole(spans).await,
+        }
+    }
+
+    async fn by_range(
+        &self,
+        places: &Places,
+        spans: &Range<usize>,
+    ) -> Result<Brought, content::Error> {
+        let wanted: Vec<(usize, ByteRange)> = places.of(spans).collect();
+        let (Some((_, first)), Some((_, last))) = (wanted.first(), wanted.last()) else {
+            return Ok(Brought::default());
+        };
+        // Nothing refers to a window that is empty: there is nothing to fetch.
+        let range = ByteRange::new(first.start(), last.end());
+        let bytes = match range.is_empty() {
+            true => Bytes::new(),
+            false => blob::collect_range(&*self.blob, range).await?,
+        };
+        let window = |(span, place): (usize, ByteRange)| {
+            let from = (place.start() - range.start()) as usize;
+            (span, bytes.slice(from..from + place.len() as usize))
+        };
+        Ok(Brought {
+            windows: wanted.into_iter().map(window).collect(),
+            bytes: range.len(),
+            requests: u64::from(!range.is_empty()),
+        })
+    }
+
+    async fn of_whole(&self, spans: Range<usize>) -> Result<Brought, content::Error> {
+        let is_new = !self.whole.initialized();
+        let fetch = async || {
+            let bytes = whole(&*self.blob).await?;
+            let restored = windows::restore(&self.index, &bytes).map_err(refused)?;
+            Ok::<_, content::Error>(Arc::new(restored))
+        };
+        let index = self.whole.get_or_try_init(fetch).await?;
+        let window = |n: usize| match &index.spans[n].start {
+            SpanStart::Window { window, .. } => Some((n, Bytes::copy_from_slice(window))),
+            SpanStart::Origin | SpanStart::Continue => None,
+        };
+        Ok(Brought {
+            windows: spans.filter_map(window).collect(),
+            bytes: if is_new { self.blob.size() } else { 0 },
+            requests: u64::from(is_new),
+        })
+    }
 }
 
 /// All bytes of a small blob, verified.

@@ -71,6 +71,10 @@ pub fn publish(
     let (hot, pages, hot_address_bytes) = hot_part(fs.content(), &indexes, &profile)?;
     let meta = Meta {
         layers: indexes.iter().map(|index| without_windows(index)).collect(),
+        windows: indexes
+            .iter()
+            .map(|index| windows::lengths(index))
+            .collect(),
         profile,
         hot,
     };

@@ -2,7 +2,8 @@
 //!
 //! zstd of: the magic, the number of layers (u32), each index as `layer::codec` writes it behind
 //! its length (u32), the profile behind its length, the number of hot ranges (u32), and each as
-//! layer (u32), first page (u64), pages (u64), SHA-256; all little endian.
+//! layer (u32), first page (u64), pages (u64), SHA-256; then, for each layer behind their length, the
+//! lengths of its windows (u32 each); all little endian.
 
 use crate::content::Profile;
 use crate::layer::{LayerIndex, SpanStart, codec};
@@ -32,6 +33,8 @@ pub struct Meta {
     pub profile: Profile,
     /// What the hot part holds, in its order.
     pub hot: Vec<HotRange>,
+    /// Lengths of the windows of each layer; none at all in packs of earlier versions.
+    pub windows: Vec<Vec<u32>>,
 }
 
 /// `index` without the windows of its checkpoints.
@@ -61,6 +64,10 @@ impl Meta {
             out.extend_from_slice(&range.page.to_le_bytes());
             out.extend_from_slice(&range.pages.to_le_bytes());
             out.extend_from_slice(&range.sha256);
+        }
+        for lengths in &self.windows {
+            let lengths = lengths.iter().flat_map(|len| len.to_le_bytes());
+            put_bytes(&mut out, &lengths.collect::<Vec<u8>>());
         }
         zstd::bulk::compress(&out, LEVEL).map_err(|_| PackError("it could not be compressed"))
     }
@@ -97,11 +104,19 @@ impl Meta {
             };
             hot.push(range.checked(&layers)?);
         }
+        let mut windows = Vec::new();
+        if reader.end().is_err() {
+            for _ in &layers {
+                let lengths = reader.bytes()?.as_chunks().0.iter();
+                windows.push(lengths.map(|len| u32::from_le_bytes(*len)).collect());
+            }
+        }
         reader.end()?;
         Ok(Meta {
             layers,
             profile,
             hot,
+            windows,
         })
     }
 }
@@ -170,6 +185,7 @@ pub(super) mod tests {
                 command: Vec::new(),
             },
             hot: vec![hot],
+            windows: vec![vec![6]],
         }
     }
 
@@ -177,6 +193,12 @@ pub(super) mod tests {
     fn what_is_written_is_read() {
         let bytes = meta().encode().unwrap();
         assert_eq!(Meta::decode(&bytes), Ok(meta()));
+        // As earlier versions wrote it.
+        let bare = Meta {
+            windows: Vec::new(),
+            ..meta()
+        };
+        assert_eq!(Meta::decode(&bare.encode().unwrap()), Ok(bare));
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! The other parts: the windows of one layer's checkpoints, in the order of its spans, each behind
-//! its length (u32, little endian).
+//! its length (u32, little endian). Their lengths are in the first part as well, so that a few can be
+//! fetched by range.
 
+use std::ops::Range;
+
+use crate::blob::ByteRange;
 use crate::layer::{LayerIndex, SpanStart};
 use crate::pack::PackError;
 use crate::pack::reader::{Reader, put_bytes};
@@ -14,6 +18,53 @@ pub fn encode(index: &LayerIndex) -> Vec<u8> {
         }
     }
     out
+}
+
+/// The lengths of the windows of `index`, in order.
+pub fn lengths(index: &LayerIndex) -> Vec<u32> {
+    let of = |start: &SpanStart| match start {
+        SpanStart::Window { window, .. } => Some(u32::try_from(window.len()).unwrap_or(u32::MAX)),
+        SpanStart::Origin | SpanStart::Continue => None,
+    };
+    index.spans.iter().filter_map(|s| of(&s.start)).collect()
+}
+
+/// Where the windows of a layer are in its part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Places {
+    /// Which spans have one.
+    spans: Vec<usize>,
+    /// Where that of each begins, behind its length, and where it ends.
+    windows: Vec<ByteRange>,
+}
+
+/// Bytes of a length before a window.
+const LENGTH_BYTES: u64 = 4;
+
+impl Places {
+    /// For `index`, whose windows have these `lengths`, in a part of `size` bytes; `None` when these
+    /// do not fit each other.
+    pub fn new(index: &LayerIndex, lengths: &[u32], size: u64) -> Option<Places> {
+        let is_window = |n: &usize| matches!(index.spans[*n].start, SpanStart::Window { .. });
+        let spans: Vec<usize> = (0..index.spans.len()).filter(is_window).collect();
+        let mut end = 0;
+        let place = |len: &u32| {
+            let start = end + LENGTH_BYTES;
+            end = start + u64::from(*len);
+            ByteRange::new(start, end)
+        };
+        let windows: Vec<ByteRange> = lengths.iter().map(place).collect();
+        (windows.len() == spans.len() && end == size).then_some(Places { spans, windows })
+    }
+
+    /// Those of `spans`: with the span, where it is in the part.
+    pub fn of(&self, spans: &Range<usize>) -> impl Iterator<Item = (usize, ByteRange)> {
+        let first = self.spans.partition_point(|span| *span < spans.start);
+        let last = self.spans.partition_point(|span| *span < spans.end);
+        let of = first..last.max(first);
+        let windows = self.windows[of.clone()].iter().copied();
+        self.spans[of].iter().copied().zip(windows)
+    }
 }
 
 /// `index` with the windows of `bytes`. What a wrong window decodes to does not have its span's
@@ -44,5 +95,21 @@ mod tests {
         assert_eq!(restore(&bare, &bytes), Ok(whole));
         assert!(restore(&bare, &bytes[1..]).is_err());
         assert!(restore(&bare, &[&bytes[..], b"x"].concat()).is_err());
+    }
+
+    #[test]
+    fn a_window_is_found_by_its_span() {
+        let whole = index(12_288);
+        let (bytes, lengths) = (encode(&whole), lengths(&whole));
+        let places = Places::new(&whole, &lengths, bytes.len() as u64).unwrap();
+        assert_eq!(places.of(&(0..1)).count(), 0);
+        let (span, place) = places.of(&(0..2)).next().unwrap();
+        assert_eq!(span, 1);
+        let window = &bytes[place.start() as usize..place.end() as usize];
+        assert!(
+            matches!(&whole.spans[1].start, SpanStart::Window { window: w, .. } if **w == *window)
+        );
+        assert_eq!(Places::new(&whole, &lengths, bytes.len() as u64 + 1), None);
+        assert_eq!(Places::new(&whole, &[], bytes.len() as u64), None);
     }
 }
