@@ -3,12 +3,12 @@
 //! ```text
 //! ROOT/v1/layers/sha256/HEX/index     immutable, framed (see `layers`)
 //!                          /lent      the kernel was given `data`: it may be unlinked, not punched
-//!                          /pages/    data, sums, present (see `pages`), checked (see `lend`);
+//!                          /pages/    data, sums, present (see `pages`, `whole`), checked (see `lend`);
 //!                                     may be dropped at any time
 //!                                     used: when each part of it was (see `recency`)
 //!        /documents/sha256-HEX        manifests and configurations
 //!        /tags/HEX.json               what a tag last stood for
-//!        /profiles/HEX                what earlier starts touched, by the list of layers
+//!        /profiles/HEX[-HEX]          what earlier starts touched, by the list of layers and by command
 //!        /packs/HEX/N/                pages of layer N as a pack has them (see `packs`)
 //!        /pins/HEX.json               images that are neither evicted nor pruned
 //!        /uppers/HEX.json             whose images have been changed, and where (see `uppers`)
@@ -60,6 +60,7 @@ mod uploads;
 mod uppers;
 mod usage;
 mod verify;
+mod whole;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -76,6 +77,7 @@ pub use pages::{ADDRESS_BYTES_MAX, PAGE_BYTES, Pages, Presence};
 pub use pins::Pin;
 pub use usage::{Held, LayerUsage, Pruned, Usage};
 pub use verify::{Verified, VerifiedLayer};
+pub use whole::Whole;
 
 use crate::blob::ByteRange;
 use crate::oci::Digest;

@@ -136,11 +136,30 @@ struct Layer {
     proven: OnceLock<Pages>,
 }
 
+impl Layer {
+    /// Its own pages, whose bytes were verified against the image; nothing as long as there are only
+    /// those of a pack.
+    fn own(&self) -> Option<&Pages> {
+        match self.source.prove {
+            None => Some(&self.source.pages),
+            Some(_) => self.proven.get(),
+        }
+    }
+
+    /// Whether all of it can be read from here. One that was proven without room for it is read from
+    /// the pack's pages.
+    fn is_complete(&self) -> bool {
+        self.source.pages.is_complete() || self.proven.get().is_some_and(Pages::is_complete)
+    }
+}
+
 /// What whoever serves the content hears of it, once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Notice {
     /// The image has become whole.
     Complete,
+    /// All pages of one of its layers have come, and nobody has seen yet that they are the layer.
+    Layer,
     /// A pack was found to lie: nothing is given out any more.
     Poisoned,
 }
@@ -380,10 +399,20 @@ impl Content {
 
     /// Whether everything is present, as far as the bits say.
     pub fn is_complete(&self) -> bool {
-        self.layers.iter().all(|l| {
-            let pages = l.proven.get().unwrap_or(&l.source.pages);
-            pages.is_present(ByteRange::new(0, pages.size()))
-        })
+        self.layers.iter().all(Layer::is_complete)
+    }
+
+    /// Counts bytes that were found not to have the digest that they must have.
+    pub fn count_failure(&self) {
+        self.tally.verify_failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Tells when what came has made a layer whole.
+    fn look_whole(&self, layer: u32) {
+        let own = self.layer(layer).ok().and_then(|l| l.own());
+        if own.is_some_and(|pages| pages.is_complete() && !pages.is_verified()) {
+            self.notify(Notice::Layer);
+        }
     }
 
     /// The numbers so far.
@@ -395,6 +424,7 @@ impl Content {
             // A layer that was proven without room for it is read from the pack's pages.
             present_bytes: (l.proven.get().map_or(0, Pages::present_bytes))
                 .max(l.source.pages.present_bytes()),
+            verified: l.own().is_some_and(Pages::is_verified),
             proof: match (&l.source.prove, l.proven.get()) {
                 (None, _) => Proof::Own,
                 (Some(_), None) => Proof::Missing,

@@ -24,7 +24,6 @@ pub mod keeper;
 mod known_tree;
 pub mod launch;
 mod learn;
-mod lending;
 mod lookup;
 pub mod mountpoint;
 mod narrow;
@@ -50,6 +49,7 @@ pub(crate) mod source;
 pub mod stats;
 mod trust;
 pub mod upper;
+mod whole;
 pub mod why;
 pub mod worker;
 

@@ -204,6 +204,62 @@ fn damaged_cache_files_never_give_wrong_bytes() {
     );
 }
 
+fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !is() {
+        assert!(Instant::now() < deadline, "not {what} in 30 s");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_layer_that_has_become_whole_is_verified_once_and_marked() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(Pack::Gzip);
+    let is_verified = || place.stats()["layers"][0]["verified"] == true;
+    let kept = || -> serde_json::Value {
+        let shown = place.ok(&["cache", "du", "--json"]);
+        let shown: serde_json::Value = serde_json::from_str(&shown).unwrap();
+        shown["layers"][0]["verified"].clone()
+    };
+    let mounted = mount(&place, &registry, &[]);
+    assert!(
+        is_verified(),
+        "it streamed past, and its digests were right"
+    );
+    drop(mounted);
+    place.ok(&["cache", "prune", "--data"]);
+    assert_eq!(kept(), false);
+
+    let mounted = mount(&place, &registry, &["--fill", "never"]);
+    std::fs::read(mounted.path("d/a")).unwrap();
+    assert!(!is_verified());
+    drop(mounted);
+    let mounted = mount(&place, &registry, &["--fill", "now"]);
+    wait_until("verified", is_verified);
+    assert_eq!(kept(), true);
+    drop(mounted);
+
+    // The mark stays, and what is damaged after it is found by whoever reads it, and takes it away.
+    let mounted = mount(&place, &registry, &["--offline"]);
+    assert!(is_verified());
+    drop(mounted);
+    let layers = std::fs::read_dir(place.path("cache/v1/layers/sha256"));
+    let layer = layers.unwrap().next().unwrap().unwrap().path();
+    let data = File::options().write(true).open(layer.join("pages/data"));
+    data.unwrap().write_all_at(b"flipped", 1 << 20).unwrap();
+    let mounted = mount(&place, &registry, &["--engine", "fuse", "--fill", "never"]);
+    registry.control.held.store(true, SeqCst);
+    let path = mounted.path("d/a");
+    let reader = std::thread::spawn(move || std::fs::read(path).unwrap());
+    wait_until("found", || !is_verified());
+    registry.control.held.store(false, SeqCst);
+    assert!(reader.join().unwrap() == noise(6, 1));
+    wait_until("whole and verified again", is_verified);
+}
+
 /// Files of which a start reads a little, in a layer that is otherwise cold.
 fn sparse_start(pack: Pack) -> (Place, Registry) {
     let place = Place::new();

@@ -12,7 +12,7 @@ use super::layers::{BLOCKS, Frame, INDEX, INDEX_BYTES_MAX, PAGES, SOLE, StoredLa
 use super::lock::Lock;
 use super::pages::{ADDRESS_BYTES_MAX, DATA, PAGE_BYTES, PRESENT, SUMS, Trio};
 use super::staging::{self, Staging};
-use super::{CacheError, Root};
+use super::{CacheError, Root, whole};
 use crate::oci::Digest;
 
 /// Bytes between two looks at the free space: far below what is kept free, and rare.
@@ -166,6 +166,8 @@ impl NewLayer {
         self.sums.flush().map_err(failed)?;
         if self.keeps {
             self.present.write_all_at(&bits, 0).map_err(failed)?;
+            // The caller has seen the digest of the whole as well.
+            whole::mark(&self.present, size).map_err(failed)?;
         } else {
             self.directory.remove(PAGES)?;
         }

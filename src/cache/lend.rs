@@ -2,8 +2,8 @@
 //!
 //! Before the first time it is marked for ever, on the file itself and beside the index: from then on
 //! the file is only unlinked, never punched or truncated, because that would read as zeros even after
-//! all our processes are gone. When every page has then been seen to have its sum, the boot's number is written
-//! among the pages, where it goes with them: only what was checked in this boot is given away.
+//! all our processes are gone. When every page has then been seen to have its sum (and, if that was never
+//! looked at, all of them to be the layer), the boot's number is written among the pages, where it goes with them: only what was checked in this boot is given away.
 //!
 //! *Rejected:* naming the checked file by its inode number in the mark. Inode numbers are used again,
 //! and an empty store was taken for the whole one that had been pruned.
@@ -17,16 +17,14 @@ use rustix::fs::Mode;
 use super::directory::Directory;
 use super::layers::{LENT, PAGES, StoredLayer};
 use super::pages::DATA;
-use super::{ByteRange, CacheError, Pages, Presence, staging};
+use super::{CacheError, Pages, Whole, staging};
+use crate::oci::Digest;
 
 /// Beside `data`: the boot in which it was checked whole.
 const CHECKED: &str = "checked";
 
 /// Longest number of a boot.
 const BOOT_BYTES_MAX: usize = 256;
-
-/// Checked at once.
-const PIECE_BYTES: u64 = 256 << 10;
 
 impl StoredLayer {
     /// The file of the layer, if it was checked whole in this boot; `boot` is the boot's number.
@@ -37,31 +35,29 @@ impl StoredLayer {
         (checked == boot.as_bytes()).then_some(file)
     }
 
-    /// Makes the file lendable in this boot: checks every page of it. `pages` is the open store of
-    /// the layer. False when a page is absent or damaged.
-    pub fn make_lendable(&self, boot: &str, pages: &Pages) -> Result<bool, CacheError> {
+    /// Makes the file lendable in this boot: checks every page of it, as [`Pages::verify_whole`] does.
+    /// `pages` is the open store of the layer, `diff_id` the digest of its uncompressed tar.
+    pub fn make_lendable(
+        &self,
+        boot: &str,
+        pages: &Pages,
+        diff_id: &Digest,
+    ) -> Result<Whole, CacheError> {
         let Some(store) = self.directory.directory(PAGES)? else {
-            return Ok(false);
+            return Ok(Whole::Incomplete);
         };
-        let is_whole = pages.is_present(ByteRange::new(0, pages.size()));
         // What is lent is never evicted, so a cache that is above its budget lends no more.
-        if !is_whole || pages.room() == 0 || !is_of(&store, pages)? {
-            return Ok(false);
+        if !pages.is_complete() || pages.room() == 0 || !is_of(&store, pages)? {
+            return Ok(Whole::Incomplete);
         }
         let kept = pages.locked(keep)?;
         kept.map_err(|e| CacheError::io("mark", &store.path_of(DATA), e))?;
         staging::write_file(&self.root, &self.directory, LENT, b"")?;
-        let mut piece = vec![0; PIECE_BYTES as usize];
-        let mut scratch = Vec::new();
-        for start in (0..pages.size()).step_by(PIECE_BYTES as usize) {
-            let range = ByteRange::new(start, (start + PIECE_BYTES).min(pages.size()));
-            let out = &mut piece[..range.len() as usize];
-            if pages.read(range, out, &mut scratch)? == Presence::Absent {
-                return Ok(false);
-            }
+        let whole = pages.verify_whole(diff_id)?;
+        if whole == Whole::Verified {
+            staging::write_file(&self.root, &store, CHECKED, boot.as_bytes())?;
         }
-        staging::write_file(&self.root, &store, CHECKED, boot.as_bytes())?;
-        Ok(true)
+        Ok(whole)
     }
 }
 

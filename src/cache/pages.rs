@@ -5,7 +5,6 @@
 //! sum, so a hole, a flipped bit, a truncated file or a bit that is set too early reads as
 //! [`Presence::Absent`], never as wrong bytes. A page of zeros does not have the sum 0, so what a
 //! power cut left unwritten cannot pass either.
-//!
 //! The last page is filled up with zeros in `data` and for its sum.
 
 use std::fs::File;
@@ -21,7 +20,7 @@ use super::bitmap::{Bitmap, WORD_BYTES, words_of};
 use super::directory::Directory;
 use super::lock::{self, Borrowed};
 use super::recency::{REGION_BYTES, Recency};
-use super::{ByteRange, CacheError, Root, evict, lend};
+use super::{ByteRange, CacheError, Root, evict, lend, whole};
 
 /// Length of a page in bytes: the unit of presence and of checking.
 pub const PAGE_BYTES: u64 = 4096;
@@ -61,7 +60,7 @@ pub struct Pages {
     sums: File,
     present: File,
     /// Where messages say that it is.
-    path: PathBuf,
+    pub(super) path: PathBuf,
     bits: Bitmap,
     size: u64,
     /// Set when bits could not be cleared in the file: what this process knows is then truer.
@@ -175,7 +174,7 @@ impl Pages {
         self
     }
 
-    /// The file of the bits, for locks.
+    /// The file of the bits, for locks and marks.
     pub(super) fn present(&self) -> &File {
         &self.present
     }
@@ -283,7 +282,7 @@ impl Pages {
 
     /// Reads `pages` to the beginning of `buffer`, without counting as a use: whether they were all
     /// present and had their sums.
-    fn check_in(&self, pages: &Range<u64>, buffer: &mut Vec<u8>) -> bool {
+    pub(super) fn check_in(&self, pages: &Range<u64>, buffer: &mut Vec<u8>) -> bool {
         if !self.bits.all(pages) {
             self.look_again(pages);
             if !self.bits.all(pages) {
@@ -447,6 +446,7 @@ impl Pages {
     fn put_bits(&self, pages: &Range<u64>, present: bool) -> std::io::Result<()> {
         if !present {
             self.bits.put(pages, false);
+            whole::unmark(&self.present, self.size)?;
         }
         let words = words_of(pages);
         let mut stored = vec![0; ((words.end - words.start) * WORD_BYTES) as usize];

@@ -48,6 +48,8 @@ pub struct LayerUsage {
     pub data_bytes: u64,
     /// Why it stays.
     pub held: Held,
+    /// Whether all of it is here and was seen to be the layer.
+    pub verified: bool,
     /// When its bytes were last read or stored, as far as that is known.
     pub used: Option<SystemTime>,
 }
@@ -189,19 +191,22 @@ impl Cache {
                 Owner::Pack { .. } => usage.pack_bytes += bytes,
                 Owner::Layer(blob) => {
                     let used = recency::last_use(&store.directory);
-                    of_layers.insert(blob, (bytes, Held::of(&store), used));
+                    let verified = store.pages(&self.root)?;
+                    let verified = verified.is_some_and(|pages| pages.is_verified());
+                    of_layers.insert(blob, (bytes, Held::of(&store), verified, used));
                 }
             }
             Ok(())
         })?;
         stores::each_layer(&self.root, |_, layer, blob| {
             let index = layer.stat(INDEX)?;
-            let (data_bytes, held, used) = of_layers.remove(blob).unwrap_or_default();
+            let (data_bytes, held, verified, used) = of_layers.remove(blob).unwrap_or_default();
             usage.layers.push(LayerUsage {
                 blob: blob.clone(),
                 index_bytes: index.map_or(0, |s| u64::try_from(s.st_size).unwrap_or(0)),
                 data_bytes,
                 held,
+                verified,
                 used,
             });
             Ok(())

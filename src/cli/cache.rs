@@ -76,12 +76,13 @@ fn du(cache: &Cache, json: bool, budget: Option<u64>) -> Result<(), Failure> {
             l.blob.to_string(),
             size(l.data_bytes),
             size(l.index_bytes),
+            if l.verified { "yes" } else { "-" }.to_owned(),
             held(l.held),
             used(l),
         ]
     };
     output::table(
-        &["LAYER", "DATA", "INDEX", "HELD", "LAST USED"],
+        &["LAYER", "DATA", "INDEX", "WHOLE", "HELD", "LAST USED"],
         &usage.layers.iter().map(row).collect::<Vec<_>>(),
     );
     for pin in &pins {
@@ -137,6 +138,7 @@ fn as_json(usage: &Usage) -> serde_json::Value {
         serde_json::json!({
             "digest": l.blob, "data_bytes": l.data_bytes, "index_bytes": l.index_bytes,
             "pinned": l.held.pinned, "sole": l.held.sole, "lent": l.held.lent, "in_use": l.held.in_use,
+            "verified": l.verified,
             "used": l.used.map(|t| humantime::format_rfc3339_seconds(t).to_string()),
         })
     };

@@ -135,6 +135,7 @@ impl Content {
                 true => Ok(()),
                 false => Err(Error::Abandoned),
             }) else {
+                self.look_whole(layer);
                 continue;
             };
             if left.start > before {

@@ -37,6 +37,8 @@ pub struct LayerStats {
     pub address_bytes: u64,
     /// How much of that is present.
     pub present_bytes: u64,
+    /// Whether all of it is, and was seen to be the layer.
+    pub verified: bool,
     /// Whether what is known of it was made here.
     pub proof: Proof,
 }

@@ -13,7 +13,7 @@ use crate::mount::handover::Taken;
 use crate::mount::record::{Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::revalidate::{self, Newer};
-use crate::mount::serve::{Prepared, Served};
+use crate::mount::serve::{self, Prepared, Served};
 use crate::mount::upper::UpperDir;
 use crate::mount::worker::{Caller, Part};
 use crate::oci::Digest;
@@ -39,6 +39,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         foreknown,
         ..
     } = assembled;
+    let owned = serve::with_diff_ids(&stored, &diff_ids);
     let (mut session, inodes) = match &taken.handed.kernel {
         Some(devices) => {
             let parts = Parts::new(&fs, learner.cache(), &stored, &image.digest, diff_ids);
@@ -69,7 +70,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         asks: revalidate::is_wanted(&request),
         request,
         answerer: Some(Answerer::Later(Box::new(session), inodes)),
-        stored: stored.into_iter().flatten().collect(),
+        stored: owned,
         before: Some(before),
         served: Served {
             record,

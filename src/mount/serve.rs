@@ -20,7 +20,6 @@ use crate::mount::error::Error;
 use crate::mount::handover::{Handed, Keeper};
 use crate::mount::launch::Message;
 use crate::mount::learn::Learner;
-use crate::mount::lending;
 use crate::mount::mountpoint;
 use crate::mount::overlay;
 use crate::mount::parcel::Task;
@@ -32,8 +31,10 @@ use crate::mount::shut_in;
 use crate::mount::source::LateSource;
 use crate::mount::stats::Stats;
 use crate::mount::upper::UpperDir;
+use crate::mount::whole::Wholes;
 use crate::mount::why::{Foreknown, Why};
 use crate::mount::worker::{self, Caller};
+use crate::oci::Digest;
 
 /// A mount that is there, and that this process does not serve yet.
 pub(super) struct Prepared {
@@ -45,8 +46,8 @@ pub(super) struct Prepared {
     pub(super) served: Served,
     pub(super) upper: Option<UpperDir>,
     pub(super) behind: Behind,
-    /// The layers whose index was made here.
-    pub(super) stored: Vec<StoredLayer>,
+    /// The layers whose index was made here, with the digests of their uncompressed tars.
+    pub(super) stored: Vec<(StoredLayer, Digest)>,
     pub(super) learner: Learner,
     /// Whether the tag is asked for behind the mount.
     pub(super) asks: bool,
@@ -65,6 +66,16 @@ pub(super) struct Served {
     pub(super) walls: Arc<OnceLock<Walls>>,
     pub(super) newer: Newer,
     pub(super) keeper: Arc<Keeper>,
+}
+
+/// The layers whose index was made here, each with the digest of its uncompressed tar.
+pub(super) fn with_diff_ids(
+    stored: &[Option<StoredLayer>],
+    diff_ids: &[Digest],
+) -> Vec<(StoredLayer, Digest)> {
+    let pairs = stored.iter().zip(diff_ids);
+    let owned = pairs.filter_map(|(layer, id)| Some((layer.clone()?, id.clone())));
+    owned.collect()
 }
 
 impl Shown for Served {
@@ -107,14 +118,16 @@ fn stack(
 fn watch(
     served: &Served,
     behind: Behind,
-    stored: Vec<StoredLayer>,
+    stored: Vec<(StoredLayer, Digest)>,
     eraser: Eraser,
 ) -> Arc<Mutex<bool>> {
     let poisoned = Arc::new(Mutex::new(false));
     let state = poisoned.clone();
     let (started, mountpoint) = (served.fs.clone(), served.record.mountpoint.clone());
     let keeper = served.keeper.clone();
-    let whole = lend(served.record.engine.as_ref(), stored);
+    let lends = served.record.engine.as_ref().is_some_and(Choice::is_kernel);
+    let wholes = Wholes::new(stored, lends, &served.fs);
+    wholes.begin();
     served
         .fs
         .content()
@@ -123,8 +136,11 @@ fn watch(
                 if !started.content().is_learning() {
                     behind.raise_read_ahead();
                 }
-                let _nobody_lends = whole.send(());
+                if lends {
+                    wholes.look_soon();
+                }
             }
+            Notice::Layer => wholes.look_soon(),
             Notice::Poisoned => {
                 let mut lies = state.lock().unwrap_or_else(|e| e.into_inner());
                 *lies = true;
@@ -135,19 +151,6 @@ fn watch(
             }
         }));
     poisoned
-}
-
-/// Starts to make layers lendable, where that is of use; told when more of them are whole.
-fn lend(choice: Option<&Choice>, stored: Vec<StoredLayer>) -> mpsc::Sender<()> {
-    let (whole, waiting) = mpsc::channel();
-    if choice.is_some_and(Choice::is_kernel)
-        && let Err(error) = std::thread::Builder::new()
-            .name("lend".into())
-            .spawn(move || lending::run(&stored, &waiting))
-    {
-        tracing::warn!(%error, "no layer will be lent to the kernel");
-    }
-    whole
 }
 
 /// What there is while a mount is served.

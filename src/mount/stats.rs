@@ -83,6 +83,9 @@ pub struct Layer {
     pub address_bytes: u64,
     /// Uncompressed bytes present locally.
     pub present_bytes: u64,
+    /// Whether all of them are, and were together seen to have the digest of the uncompressed tar.
+    #[serde(default)]
+    pub verified: bool,
     /// Where absent bytes come from.
     pub source: String,
 }
@@ -97,6 +100,7 @@ impl Stats {
             size: l.compressed_bytes,
             address_bytes: l.address_bytes,
             present_bytes: l.present_bytes,
+            verified: l.verified,
             source: source.to_owned(),
         };
         Stats {

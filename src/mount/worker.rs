@@ -33,7 +33,7 @@ use crate::mount::record::{Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::resume;
 use crate::mount::revalidate::{self, Newer};
-use crate::mount::serve::{Prepared, Served};
+use crate::mount::serve::{self, Prepared, Served};
 use crate::mount::shut_in;
 use crate::mount::upper::{About, UpperDir};
 
@@ -155,6 +155,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         Some(upper) => upper.lower(),
         None => request.mountpoint.clone(),
     };
+    let owned = serve::with_diff_ids(&stored, &diff_ids);
     let parts = Parts::new(&fs, learner.cache(), &stored, &image.digest, diff_ids);
     let mut mounted = engine::mount(&request, &place, &parts)?;
     *unmounter.lock().unwrap_or_else(|e| e.into_inner()) = mounted.unmounter.take();
@@ -177,7 +178,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         upper,
         behind: mounted.behind,
         answerer: Some(mounted.answerer),
-        stored: stored.into_iter().flatten().collect(),
+        stored: owned,
         before: None,
         served: Served {
             record,
