@@ -46,7 +46,7 @@ fn lock(pages: &Pages, start: u64, len: u64, kind: libc::c_int) -> nix::Result<l
         l_len: libc::off_t::try_from(len).unwrap_or(0),
         l_pid: 0,
     };
-    fcntl(pages.present(), FcntlArg::F_OFD_SETLK(&lock))
+    fcntl(&pages.present, FcntlArg::F_OFD_SETLK(&lock))
 }
 
 impl Drop for FetchRight {

@@ -58,7 +58,7 @@ pub(super) struct CheckedPages {
 pub struct Pages {
     data: File,
     sums: File,
-    present: File,
+    pub(super) present: File,
     /// Where messages say that it is.
     pub(super) path: PathBuf,
     bits: Bitmap,
@@ -172,11 +172,6 @@ impl Pages {
         let _ = lock::shared(&self.data);
         self.root = Some(root.clone());
         self
-    }
-
-    /// The file of the bits, for locks and marks.
-    pub(super) fn present(&self) -> &File {
-        &self.present
     }
 
     /// Length of the address space in bytes.

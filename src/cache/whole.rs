@@ -54,7 +54,7 @@ impl Pages {
     /// Whether all pages are present, and were once seen to be the layer.
     pub fn is_verified(&self) -> bool {
         let mut mark = [0; MARK.len()];
-        let read = read_up_to(self.present(), &mut mark, place(self.size()));
+        let read = read_up_to(&self.present, &mut mark, place(self.size()));
         read == mark.len() && mark == *MARK && self.is_complete()
     }
 
@@ -86,7 +86,7 @@ impl Pages {
         }
         // What is looked at under the lock cannot be evicted meanwhile.
         let marked = self.locked(|_| match self.is_complete() {
-            true => mark(self.present(), self.size()).map(|()| Whole::Verified),
+            true => mark(&self.present, self.size()).map(|()| Whole::Verified),
             false => Ok(Whole::Incomplete),
         })?;
         marked.map_err(|e| CacheError::io("mark", &self.path.join("present"), e))
