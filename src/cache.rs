@@ -56,6 +56,7 @@ mod profiles;
 mod recency;
 mod staging;
 mod stores;
+mod trio;
 mod uploads;
 mod uppers;
 mod usage;

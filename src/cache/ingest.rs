@@ -10,8 +10,9 @@ use super::bitmap;
 use super::directory::Directory;
 use super::layers::{BLOCKS, Frame, INDEX, INDEX_BYTES_MAX, PAGES, SOLE, StoredLayer};
 use super::lock::Lock;
-use super::pages::{ADDRESS_BYTES_MAX, DATA, PAGE_BYTES, PRESENT, SUMS, Trio};
+use super::pages::{ADDRESS_BYTES_MAX, PAGE_BYTES};
 use super::staging::{self, Staging};
+use super::trio::{DATA, PRESENT, SUMS, Trio};
 use super::{CacheError, Root, whole};
 use crate::oci::Digest;
 

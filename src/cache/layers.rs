@@ -14,8 +14,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::directory::Directory;
-use super::pages::{ADDRESS_BYTES_MAX, Trio};
+use super::pages::ADDRESS_BYTES_MAX;
 use super::staging::{self, Staging};
+use super::trio::Trio;
 use super::{CacheError, Pages, Root};
 use crate::oci::Digest;
 

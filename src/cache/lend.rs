@@ -16,7 +16,7 @@ use rustix::fs::Mode;
 
 use super::directory::Directory;
 use super::layers::{LENT, PAGES, StoredLayer};
-use super::pages::DATA;
+use super::trio::DATA;
 use super::{CacheError, Pages, Whole, staging};
 use crate::oci::Digest;
 

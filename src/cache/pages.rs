@@ -20,6 +20,7 @@ use super::bitmap::{Bitmap, WORD_BYTES, words_of};
 use super::directory::Directory;
 use super::lock::{self, Borrowed};
 use super::recency::{REGION_BYTES, Recency};
+use super::trio::{DATA, PRESENT, SUMS, Trio};
 use super::{ByteRange, CacheError, Root, evict, lend, whole};
 
 /// Length of a page in bytes: the unit of presence and of checking.
@@ -31,10 +32,6 @@ pub(super) const SUM_BYTES: u64 = 4;
 /// The largest address space of a layer: 16 TiB, more than any disk that a cache lies on, and small
 /// enough that the bitmap (512 MiB) can still be allocated and no page arithmetic overflows.
 pub const ADDRESS_BYTES_MAX: u64 = 16 << 40;
-
-pub(super) const DATA: &str = "data";
-pub(super) const SUMS: &str = "sums";
-pub(super) const PRESENT: &str = "present";
 
 /// Whether bytes were there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,73 +67,6 @@ pub struct Pages {
     root: Option<Arc<Root>>,
     /// flock does not tell threads of one description apart: this does.
     changing: Mutex<()>,
-}
-
-/// The three files of a store, just made or just found.
-#[derive(Debug)]
-pub(super) struct Trio {
-    pub(super) data: File,
-    pub(super) sums: File,
-    pub(super) present: File,
-}
-
-impl Trio {
-    /// Makes the files in an empty directory.
-    pub(super) fn create(directory: &Directory) -> Result<Trio, CacheError> {
-        let make = |name| directory.create(name);
-        Ok(Trio {
-            data: make(DATA)?,
-            sums: make(SUMS)?,
-            present: make(PRESENT)?,
-        })
-    }
-
-    /// Opens the files; `None` when one is missing because the store is being removed.
-    pub(super) fn open(directory: &Directory) -> Result<Option<Trio>, CacheError> {
-        let open = |name| directory.file(name, true);
-        let (Some(data), Some(sums), Some(present)) = (open(DATA)?, open(SUMS)?, open(PRESENT)?)
-        else {
-            return Ok(None);
-        };
-        Ok(Some(Trio {
-            data,
-            sums,
-            present,
-        }))
-    }
-
-    /// Length of `data` in bytes.
-    pub(super) fn data_bytes(&self) -> u64 {
-        let len = self.data.metadata().map_or(0, |meta| meta.len());
-        len.min(ADDRESS_BYTES_MAX) / PAGE_BYTES * PAGE_BYTES
-    }
-
-    /// Makes what was written survive a power cut.
-    pub(super) fn sync(&self, directory: &Directory) -> Result<(), CacheError> {
-        for (file, name) in [
-            (&self.data, DATA),
-            (&self.sums, SUMS),
-            (&self.present, PRESENT),
-        ] {
-            let synced = file.sync_all();
-            synced.map_err(|e| CacheError::io("sync", &directory.path_of(name), e))?;
-        }
-        directory.sync()
-    }
-
-    /// Gives the files the lengths that an address space of `size` bytes needs.
-    pub(super) fn set_size(&self, directory: &Directory, size: u64) -> Result<(), CacheError> {
-        let pages = size.div_ceil(PAGE_BYTES);
-        for (file, name, bytes) in [
-            (&self.data, DATA, pages * PAGE_BYTES),
-            (&self.sums, SUMS, pages * SUM_BYTES),
-            (&self.present, PRESENT, pages.div_ceil(64) * WORD_BYTES),
-        ] {
-            file.set_len(bytes)
-                .map_err(|e| CacheError::io("resize", &directory.path_of(name), e))?;
-        }
-        Ok(())
-    }
 }
 
 impl Pages {

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 
 use super::directory::Directory;
 use super::layers::{LENT, PAGES, SOLE, StoredLayer};
-use super::pages::{DATA, Trio};
 use super::recency;
+use super::trio::{DATA, Trio};
 use super::{CacheError, Pages, Root, lock};
 use crate::oci::Digest;
 
