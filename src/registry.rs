@@ -84,7 +84,7 @@ impl Default for Settings {
             insecure_hosts: Vec::new(),
             ca_files: Vec::new(),
             hosts: HostsDirs::default(),
-            credentials: Source::from_environment(),
+            credentials: Source::from_environment(None),
             timeouts: Timeouts::default(),
             retry: Policy {
                 attempts: 3,

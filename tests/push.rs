@@ -201,6 +201,86 @@ fn an_upload_that_breaks_goes_on_where_it_broke() {
 }
 
 #[test]
+fn an_upload_survives_whatever_still_makes_progress() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let receiver = Receiver::serve();
+    let received = &receiver.received;
+    committed(&place, &layout(&place), "app:1", 80_000_000);
+    // More breaks than there are tries, each behind something that has arrived; and a registry that is
+    // too busy to say how far it is has not forgotten it.
+    received.shaky.store(true, SeqCst);
+    received.busy_states.store(1, SeqCst);
+    let name = receiver.image("app:1");
+    pushed(&place, &["app:1", &name]);
+    let sum = || {
+        let blobs = received.blobs.lock().unwrap();
+        blobs.values().map(|b| b.len() as u64).sum::<u64>()
+    };
+    assert!(received.pieces.load(SeqCst) > 12);
+    assert!(
+        received.bytes.load(SeqCst) <= sum(),
+        "something was sent twice"
+    );
+    // The end of an upload works, and its answer gets lost: nothing is sent again.
+    received.shaky.store(false, SeqCst);
+    committed(&place, &layout(&place), "app:2", 20_000_000);
+    received.silent_ends.store(1, SeqCst);
+    let (bytes, begun) = (received.bytes.load(SeqCst), received.begun.load(SeqCst));
+    let before = sum();
+    pushed(&place, &["app:2", &receiver.image("app:2")]);
+    assert_eq!(received.silent_ends.load(SeqCst), 0);
+    assert!(
+        received.bytes.load(SeqCst) - bytes <= sum() - before,
+        "something was sent twice"
+    );
+    // Its layer and its configuration.
+    assert_eq!(received.begun.load(SeqCst) - begun, 2);
+}
+
+#[test]
+fn a_registry_that_fails_at_taking_a_blob_over_gets_it_sent() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let receiver = Receiver::serve();
+    let source = layout(&place);
+    pushed(&place, &[&source, &receiver.image("team/base:1")]);
+    let base = receiver.image("team/base:1");
+    place.ok(&["pull", "-q", &base]);
+    receiver.received.discreet.store(true, SeqCst);
+    let said = pushed(&place, &[&base, &receiver.image("team/app:1")]);
+    assert_eq!(said.matches(": pushed").count(), 2, "{said}");
+}
+
+#[test]
+fn an_update_of_an_index_that_somebody_undoes_is_made_again() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let receiver = Receiver::serve();
+    let received = &receiver.received;
+    let source = layout(&place);
+    let name = receiver.image("app:1");
+    let arm = Digest::of(b"arm");
+    let other = json!({ "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "manifests": [{ "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": arm.to_string(), "size": 3,
+            "platform": { "os": "linux", "architecture": "arm64" } }] });
+    *received.undone_by.lock().unwrap() = Some(other.to_string().into_bytes());
+    pushed(&place, &[&source, &name, "--update-index"]);
+    let manifests = received.manifests.lock().unwrap();
+    let index: Value = serde_json::from_slice(&manifests["1"]).unwrap();
+    assert_eq!(index["manifests"].as_array().unwrap().len(), 2, "{index}");
+    assert_eq!(index["manifests"][0]["digest"], arm.to_string());
+}
+
+#[test]
 fn a_push_that_was_broken_off_goes_on_the_next_time() {
     if !can_mount() {
         return;

@@ -85,6 +85,7 @@ pub fn load(
                 insecure_registries: Vec::new(),
                 ca_files: Vec::new(),
                 hosts: HostsDirs::default(),
+                own_registry: None,
             },
         };
         loaded.extend(one.run(&names, image, monitor)?);

@@ -10,6 +10,7 @@ mod blob;
 mod index;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::{TryStreamExt, stream};
 use serde::Serialize;
@@ -30,6 +31,13 @@ use index::Entry;
 
 /// Blobs that are on their way at the same time.
 const BLOBS_AT_ONCE: usize = 3;
+
+/// How often an index is updated that others update as well.
+const UPDATES: u32 = 5;
+
+/// How long after an update it is looked for again: what another push may take between reading an
+/// index and writing it.
+const LOOK_AGAIN: Duration = Duration::from_millis(400);
 
 /// Media type of a manifest that does not say its own.
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -52,6 +60,9 @@ pub enum PushError {
     /// What stands at the name is nothing that could have one more platform.
     #[error("{0}: what it stands for is neither an image nor an index; push to another name")]
     NoIndex(String),
+    /// Others change it as well.
+    #[error("{0}: others update the same index all the time; push again later")]
+    Contended(String),
 }
 
 impl From<CacheError> for PushError {
@@ -90,7 +101,9 @@ pub fn push(
         return Err(PushError::Name(reference.to_string()));
     }
     let cache = Cache::open(&request.cache_dir)?;
-    let access = source::access(request)?;
+    let mut access = source::access(request)?;
+    // The one that the command is about: where it comes from may be another's.
+    access.own_registry = Some(reference.registry().to_owned());
     let image = lookup(request, &cache)?;
     let manifest = cache.document(&image.digest);
     let push = Push {
@@ -127,6 +140,7 @@ fn target(
         insecure_hosts: access.insecure_registries.clone(),
         ca_files: access.ca_files.clone(),
         hosts: access.hosts.clone(),
+        credentials: access.credentials(),
         ..Settings::default()
     };
     let own = std::slice::from_ref(&access.name);
@@ -215,15 +229,43 @@ impl Push {
         registry
             .push_manifest(&digest.to_string(), &media_type, bytes.into())
             .await?;
-        let index = self.index(&tag, &media_type).await?.to_string();
-        let of = Digest::of(index.as_bytes());
+        let (of, index) = self.update(&tag, &media_type).await?;
         cache.put_document(&of, index.as_bytes())?;
-        registry
-            .push_manifest(&tag, index::INDEX, index.into())
-            .await?;
         cache.remember_tag(&name, index::INDEX, &of)?;
         pushed.index = Some(of);
         Ok(pushed)
+    }
+
+    /// Puts this image into the index that the tag stands for. Registries know no conditional
+    /// requests, so somebody else who does the same at the same time may undo it: it is looked for
+    /// afterwards, at once and after a pause of uneven length, and put there again.
+    async fn update(&self, tag: &str, media_type: &str) -> Result<(Digest, String), PushError> {
+        let registry = &self.target.registry;
+        for _ in 0..UPDATES {
+            let index = self.index(tag, media_type).await?.to_string();
+            let of = Digest::of(index.as_bytes());
+            registry
+                .push_manifest(tag, index::INDEX, index.clone().into())
+                .await?;
+            if self.holds(tag).await? {
+                let uneven = LOOK_AGAIN.mul_f64(0.5 + fastrand::f64());
+                tokio::time::sleep(uneven).await;
+                if self.holds(tag).await? {
+                    return Ok((of, index));
+                }
+            }
+            tracing::debug!(tag, "somebody else has undone the update");
+        }
+        Err(PushError::Contended(self.reference.to_string()))
+    }
+
+    /// Whether the tag stands for something with this image in it.
+    async fn holds(&self, tag: &str) -> Result<bool, PushError> {
+        let found = self.target.registry.resolve(tag).await?;
+        let parsed = Manifest::parse(&found.bytes, found.media_type.as_deref());
+        let digest = &self.image.digest;
+        Ok(matches!(parsed, Ok(Manifest::Index(index))
+            if index.manifests.iter().any(|m| m.digest == *digest)))
     }
 
     /// The index that the tag stands for, with this image in it.

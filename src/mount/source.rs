@@ -16,7 +16,7 @@ use crate::mount::error::Error;
 use crate::oci::manifest::MANIFEST_BYTES_MAX;
 use crate::oci::reference::ReferenceError;
 use crate::oci::{Descriptor, Digest, ImageName};
-use crate::registry::{HostUse, HostsDirs, Registry, Settings};
+use crate::registry::{self, HostUse, HostsDirs, Registry, Settings};
 
 /// Streams that one source may have open at the same time: with the connection on which a tag is
 /// asked for behind the mount, a host sees eight.
@@ -29,6 +29,9 @@ pub(crate) struct Access {
     pub(crate) insecure_registries: Vec<String>,
     pub(crate) ca_files: Vec<PathBuf>,
     pub(crate) hosts: HostsDirs,
+    /// The registry that the command names: only it gets the credentials of the environment, unless
+    /// those name another themselves.
+    pub(crate) own_registry: Option<String>,
 }
 
 /// An opened source.
@@ -43,6 +46,11 @@ pub(crate) enum Source {
 }
 
 impl Access {
+    /// Where credentials come from.
+    pub(crate) fn credentials(&self) -> registry::Source {
+        registry::Source::from_environment(self.own_registry.as_deref())
+    }
+
     /// The same way to another image.
     pub(crate) fn of(&self, name: &ImageName) -> Access {
         Access {
@@ -59,6 +67,7 @@ impl Access {
                     insecure_hosts: self.insecure_registries.clone(),
                     ca_files: self.ca_files.clone(),
                     hosts: self.hosts.clone(),
+                    credentials: self.credentials(),
                     ..Settings::default()
                 };
                 let registry = Box::new(Registry::new(reference, settings)?);
@@ -391,12 +400,17 @@ impl Blob for LateBlob {
 
 /// The parts of a request that say how to reach the image.
 pub(crate) fn access(request: &crate::mount::MountRequest) -> Result<Access, Error> {
-    let name = request
+    let name: ImageName = request
         .image
         .parse()
         .map_err(|e: ReferenceError| Error::Name(e.to_string()))?;
+    let own_registry = match &name {
+        ImageName::Registry(reference) => Some(reference.registry().to_owned()),
+        _ => None,
+    };
     Ok(Access {
         name,
+        own_registry,
         insecure_registries: request.insecure_registries.clone(),
         ca_files: request.ca_files.clone(),
         hosts: request.hosts.clone(),

@@ -1,8 +1,9 @@
 //! Credentials: from the environment, from Podman's and Docker's files, and from Docker's
 //! credential helpers.
 //!
-//! The first source that knows the registry wins: `RSMOUNT_USERNAME` and `RSMOUNT_PASSWORD`, then
-//! the files in the order of [`Source::from_environment`]. They are read anew whenever a registry
+//! The first source that knows the registry wins: `RSMOUNT_USERNAME` and `RSMOUNT_PASSWORD` (which
+//! belong to one registry: `RSMOUNT_REGISTRY`, else the one that the command names), then the files
+//! in the order of [`Source::from_environment`]. They are read anew whenever a registry
 //! refuses what was sent, so that a login made later (or a short-lived token that a helper renews)
 //! reaches a mount that already runs.
 
@@ -45,6 +46,15 @@ pub enum Source {
     Fixed(Credentials),
     /// Files in the format of Docker's `config.json` or Podman's `auth.json`, first match wins.
     Files(Vec<PathBuf>),
+    /// Those of one registry, as they came from the environment; files for all others.
+    Own {
+        /// Host, and port if it has one; nobody's when absent.
+        registry: Option<String>,
+        /// What only that registry gets.
+        credentials: Credentials,
+        /// As in [`Source::Files`].
+        files: Vec<PathBuf>,
+    },
 }
 
 /// Why credentials cannot be had. The registry may give the image to anybody, so this is told only
@@ -69,20 +79,29 @@ pub enum CredentialsError {
 }
 
 impl Source {
-    /// `RSMOUNT_USERNAME` and `RSMOUNT_PASSWORD`; else the files `REGISTRY_AUTH_FILE`,
+    /// `RSMOUNT_USERNAME` and `RSMOUNT_PASSWORD` for the registry `RSMOUNT_REGISTRY`, or without that
+    /// for `own`, the registry that the command names; else the files `REGISTRY_AUTH_FILE`,
     /// `$XDG_RUNTIME_DIR/containers/auth.json`, `~/.config/containers/auth.json`, and
     /// `$DOCKER_CONFIG/config.json` or `~/.docker/config.json`.
-    pub fn from_environment() -> Source {
-        Source::from_variables(|name| std::env::var(name).ok().filter(|v| !v.is_empty()))
+    pub fn from_environment(own: Option<&str>) -> Source {
+        Source::from_variables(own, |name| {
+            std::env::var(name).ok().filter(|v| !v.is_empty())
+        })
     }
 
-    fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Source {
+    fn from_variables(own: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Source {
+        let files = Source::files(&variable);
         let user = (variable("RSMOUNT_USERNAME"), variable("RSMOUNT_PASSWORD"));
-        if let (Some(username), Some(password)) = user {
-            let password = Secret::new(password);
-            return Source::Fixed(Credentials::Password { username, password });
+        let (Some(username), Some(password)) = user else {
+            return Source::Files(files);
+        };
+        let password = Secret::new(password);
+        let named = variable("RSMOUNT_REGISTRY").map(|name| bare_host(&name));
+        Source::Own {
+            registry: named.or_else(|| own.map(str::to_owned)),
+            credentials: Credentials::Password { username, password },
+            files,
         }
-        Source::Files(Source::files(&variable))
     }
 
     /// The files, first match first; Docker's is the last.
@@ -109,7 +128,14 @@ impl Source {
         let files = match self {
             Source::Anonymous => return Ok(None),
             Source::Fixed(credentials) => return Ok(Some(credentials.clone())),
-            Source::Files(files) => files,
+            Source::Own {
+                registry: Some(registry),
+                credentials,
+                ..
+            } if registry.eq_ignore_ascii_case(reference.registry()) => {
+                return Ok(Some(credentials.clone()));
+            }
+            Source::Files(files) | Source::Own { files, .. } => files,
         };
         if let Some(found) = outside::found(reference).await {
             return found;
@@ -141,6 +167,15 @@ pub(super) fn basic(credentials: &Credentials) -> Option<Secret> {
             Some(Secret::new(format!("Basic {}", STANDARD.encode(joined))))
         }
         _ => None,
+    }
+}
+
+/// The registry in what people take for its name: a URL, one of Docker Hub's other names.
+fn bare_host(name: &str) -> String {
+    let bare = name.split_once("://").map_or(name, |(_, rest)| rest);
+    match bare.split('/').next().unwrap_or(bare) {
+        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
+        host => host.to_owned(),
     }
 }
 

@@ -36,6 +36,8 @@ pub(super) struct Ask<'a> {
     pub(super) login: bool,
     /// Another repository of the same registry that is read on the way.
     pub(super) other_repository: Option<&'a str>,
+    /// What the registry has to go through before it answers, in bytes.
+    pub(super) work: u64,
 }
 
 /// An answer, and the other place that it came from, if it did.
@@ -76,7 +78,7 @@ impl Exchange {
             (false, source) => {
                 let named = format!("{}/{}", shown_host(&base), reference.repository());
                 match (named.parse::<Reference>(), source) {
-                    (Ok(named), Source::Files(_)) => {
+                    (Ok(named), Source::Files(_) | Source::Own { .. }) => {
                         Auth::new(&named, source.clone(), base.clone())
                     }
                     _ => Auth::new(reference, Source::Anonymous, base.clone()),
@@ -183,6 +185,7 @@ impl Exchange {
                 accept: ask.accept,
                 range: ask.range,
                 form: None,
+                work: ask.work,
             };
             let answer = self.http.send(&url, request).await?;
             let target = match answer.status() {

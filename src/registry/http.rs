@@ -31,6 +31,9 @@ pub(super) const ERROR_BYTES_MAX: u64 = 64 << 10;
 const ERROR_TIME_MAX: Duration = Duration::from_secs(2);
 /// The slowest link that an upload is waited for on.
 const UPLOAD_BYTES_PER_SECOND: u64 = 32 << 10;
+/// The slowest registry that is waited for when it has to go through what it was sent: some hash it
+/// again, some copy it from one object store to another, before they answer.
+const WORK_BYTES_PER_SECOND: u64 = 4 << 20;
 
 /// What is done to a URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -59,6 +62,8 @@ pub(super) struct Request<'a> {
     pub(super) accept: Option<&'a str>,
     pub(super) range: Option<ByteRange>,
     pub(super) form: Option<&'a Secret>,
+    /// What the registry has to go through before it answers, in bytes.
+    pub(super) work: u64,
 }
 
 impl From<Method> for reqwest::Method {
@@ -198,7 +203,7 @@ impl Http {
         let sent = request
             .payload
             .map_or(0, |payload| payload.bytes.len() as u64);
-        let patience = self.timeouts.header + Duration::from_secs(sent / UPLOAD_BYTES_PER_SECOND);
+        let patience = patience(self.timeouts.header, sent, request.work);
         match tokio::time::timeout(patience, builder.send()).await {
             Ok(Ok(response)) => Ok(Answer {
                 response,
@@ -351,6 +356,11 @@ impl Answer {
     }
 }
 
+/// How long the head of an answer may take.
+fn patience(header: Duration, sent: u64, work: u64) -> Duration {
+    header + Duration::from_secs(sent / UPLOAD_BYTES_PER_SECOND + work / WORK_BYTES_PER_SECOND)
+}
+
 fn header_map(headers: &[(String, Secret)]) -> Result<HeaderMap, Error> {
     let mut map = HeaderMap::new();
     for (name, value) in headers {
@@ -442,4 +452,17 @@ fn find<T: std::error::Error + 'static>(error: &reqwest::Error) -> Option<&T> {
 
 fn says(error: &reqwest::Error, words: &str) -> bool {
     chain(error).any(|e| e.to_string().contains(words))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_much_to_do_gets_time_for_it() {
+        let seconds = |sent, work| patience(Duration::from_secs(30), sent, work).as_secs();
+        assert_eq!(seconds(0, 0), 30);
+        assert_eq!(seconds(8 << 20, 0), 30 + 256);
+        assert_eq!(seconds(0, 10 << 30), 30 + 2560);
+    }
 }

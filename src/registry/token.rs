@@ -42,13 +42,12 @@ impl TokenRequest {
         scope: &str,
         credentials: Option<&Credentials>,
     ) -> TokenRequest {
-        let asked = service
-            .map(|s| ("service", s))
-            .into_iter()
-            .chain((!scope.is_empty()).then_some(("scope", scope)));
+        let service = service.map(|s| ("service", s));
         if let Some(Credentials::IdentityToken(token)) = credentials {
             let mut form = url::form_urlencoded::Serializer::new(String::new());
-            form.extend_pairs(asked);
+            // One parameter, as OAuth 2 has it (RFC 6749, section 3.3).
+            form.extend_pairs(service);
+            form.extend_pairs((!scope.is_empty()).then_some(("scope", scope)));
             form.append_pair("grant_type", "refresh_token");
             form.append_pair("client_id", "rsmount");
             form.append_pair("refresh_token", token.expose());
@@ -59,7 +58,12 @@ impl TokenRequest {
                 form,
             };
         }
-        realm.query_pairs_mut().extend_pairs(asked);
+        // A parameter for each: servers that follow the token specification take a value with a space
+        // for one scope that they do not know.
+        let scopes = scope.split_whitespace().map(|scope| ("scope", scope));
+        realm
+            .query_pairs_mut()
+            .extend_pairs(service.into_iter().chain(scopes));
         TokenRequest {
             url: realm,
             authorization: credentials.and_then(basic),
@@ -127,6 +131,10 @@ mod tests {
         let query = "x=1&service=s+%26+t&scope=repository%3Aa%2Fb%3Apull";
         assert_eq!(anonymous.url.query(), Some(query));
         assert!(anonymous.authorization.is_none() && anonymous.form.is_none());
+        let two = "repository:a:pull,push repository:b:pull";
+        let both = TokenRequest::new(realm(), None, two, None);
+        let query = "x=1&scope=repository%3Aa%3Apull%2Cpush&scope=repository%3Ab%3Apull";
+        assert_eq!(both.url.query(), Some(query));
         let password = Credentials::Password {
             username: "u".into(),
             password: Secret::new("p"),

@@ -80,6 +80,8 @@ pub(super) async fn state(at: &Exchange, place: &str) -> Result<Option<Upload>, 
             let offset = received(&found.answer);
             Ok(Some(go_on(at, found, offset).await?))
         }
+        // It says nothing of the upload.
+        408 | 425 | 429 => Err(status::error(found.answer, "the state of an upload").await),
         400..=499 => {
             found.answer.drain().await;
             Ok(None)
@@ -117,12 +119,14 @@ pub(super) async fn piece(at: &Exchange, upload: &Upload, bytes: Bytes) -> Resul
     }
 }
 
-/// Ends an upload whose bytes are all there.
+/// Ends an upload whose bytes are all there. Many registries go through all of them before they
+/// answer, and are given the time for it.
 pub(super) async fn finish(at: &Exchange, upload: &Upload, digest: &Digest) -> Result<(), Error> {
     let ask = Ask {
         method: Method::Put,
         payload: Some(&nothing()),
         push: true,
+        work: upload.offset,
         ..Ask::default()
     };
     let separator = if upload.place.contains('?') { '&' } else { '?' };

@@ -26,6 +26,24 @@ pub struct Received {
     pub dead: AtomicBool,
     /// Nobody may push.
     pub forbidden: AtomicBool,
+    /// Every other piece arrives by half, and its connection breaks.
+    pub shaky: AtomicBool,
+    /// So many ends of uploads are never answered, although they do what they are to do.
+    pub silent_ends: AtomicU64,
+    /// So many questions for the state of an upload are too many (429).
+    pub busy_states: AtomicU64,
+    /// Nobody is told what is there.
+    pub discreet: AtomicBool,
+    /// Uploads that were begun.
+    pub begun: AtomicU64,
+    /// What somebody else writes to a name directly behind the next write to it by us.
+    pub undone_by: Mutex<Option<Vec<u8>>>,
+}
+
+/// Takes one from what is left, if anything is.
+fn take(left: &AtomicU64) -> bool {
+    left.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1))
+        .is_ok()
 }
 
 /// A running registry; the threads end with the test's process.
@@ -134,16 +152,7 @@ fn answer(
     }
     let last = path.rsplit('/').next()?.to_owned();
     match method {
-        "POST" => {
-            let place = format!("{}", fastrand::u64(..));
-            received
-                .uploads
-                .lock()
-                .unwrap()
-                .insert(place.clone(), Vec::new());
-            let head = format!("Location: {path}{place}?state=a\r\nRange: 0-0\r\n");
-            say(stream, "202 Accepted", &head, b"")
-        }
+        "POST" => begin(received, stream, request),
         "PUT" if path.contains("/blobs/uploads/") => {
             let bytes = received.uploads.lock().unwrap().remove(&last)?;
             let digest = request.query.get("digest")?;
@@ -152,32 +161,62 @@ fn answer(
             }
             let bytes = [bytes, body].concat();
             received.blobs.lock().unwrap().insert(digest.clone(), bytes);
+            if take(&received.silent_ends) {
+                return None;
+            }
             say(stream, "201 Created", "", b"")
         }
         "PUT" => {
             let mut manifests = received.manifests.lock().unwrap();
             let digest = rsmount::oci::Digest::of(&body).to_string();
-            manifests.insert(digest, body.clone());
-            manifests.insert(last, body);
+            manifests.insert(digest.clone(), body.clone());
+            let other = received
+                .undone_by
+                .lock()
+                .unwrap()
+                .take_if(|_| !last.starts_with("sha256:"));
+            manifests.insert(last, other.unwrap_or(body));
             say(stream, "201 Created", "", b"")
         }
         _ if path.contains("/blobs/uploads/") => {
             received.states.fetch_add(1, SeqCst);
+            if take(&received.busy_states) {
+                return say(stream, "429 Too Many Requests", "Retry-After: 0\r\n", b"");
+            }
             let uploads = received.uploads.lock().unwrap();
             let Some(bytes) = uploads.get(&last) else {
                 return say(stream, "404 Not Found", "", b"");
             };
             say(stream, "204 No Content", &state(path, bytes.len()), b"")
         }
-        _ if path.contains("/blobs/") => match received.blobs.lock().unwrap().contains_key(&last) {
-            true => say(stream, "200 OK", "", b""),
-            false => say(stream, "404 Not Found", "", b""),
+        _ if path.contains("/blobs/") => match received.blobs.lock().unwrap().get(&last) {
+            Some(bytes) if method == "GET" => say(stream, "200 OK", "", bytes),
+            Some(_) if !received.discreet.load(SeqCst) => say(stream, "200 OK", "", b""),
+            _ => say(stream, "404 Not Found", "", b""),
         },
         _ => match received.manifests.lock().unwrap().get(&last) {
             Some(bytes) => say(stream, "200 OK", "", bytes),
             None => say(stream, "404 Not Found", "", b""),
         },
     }
+}
+
+/// A place for an upload.
+fn begin(received: &Received, stream: &TcpStream, request: &Request) -> Option<()> {
+    let path = &request.path;
+    // A neighbour's blob is nothing that this one could take over.
+    if request.query.contains_key("mount") {
+        return say(stream, "500 Internal Server Error", "", b"");
+    }
+    received.begun.fetch_add(1, SeqCst);
+    let place = format!("{}", fastrand::u64(..));
+    received
+        .uploads
+        .lock()
+        .unwrap()
+        .insert(place.clone(), Vec::new());
+    let head = format!("Location: {path}{place}?state=a\r\nRange: 0-0\r\n");
+    say(stream, "202 Accepted", &head, b"")
 }
 
 fn state(path: &str, len: usize) -> String {
@@ -192,7 +231,8 @@ fn piece(
     request: &Request,
 ) -> Option<()> {
     let number = received.pieces.fetch_add(1, SeqCst) + 1;
-    let breaks = number == received.break_at.load(SeqCst);
+    let shaky = received.shaky.load(SeqCst) && number.is_multiple_of(2);
+    let breaks = shaky || number == received.break_at.load(SeqCst);
     let mut bytes = vec![
         0;
         if breaks {

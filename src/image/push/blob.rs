@@ -2,6 +2,7 @@
 //! uploaded piece by piece, going on where an earlier push was broken off.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
@@ -14,8 +15,14 @@ use crate::registry::{Mounted, Registry, Upload};
 
 /// Length of a piece. What a broken connection costs is at most one.
 const PIECE_BYTES: u64 = 8 << 20;
-/// How often an upload goes on after a failure that may pass.
+/// How often an upload goes on after a failure that may pass,
+/// without that anything more has arrived.
 const TRIES: u32 = 5;
+/// The first pause before one; each further one is twice as long, up to the last.
+const PAUSE_FIRST: Duration = Duration::from_millis(300);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The longest piece that is held in memory for a registry that asks for long ones.
+const PIECE_BYTES_MAX: u64 = 128 << 20;
 
 /// Where a blob goes.
 #[derive(Debug)]
@@ -51,8 +58,8 @@ impl Target {
                     return Ok(());
                 }
                 Ok(Mounted::Upload(upload)) => begun = Some(upload),
-                // It may be a repository that we may not read.
-                Err(e) if e.is_transient() => return Err(e),
+                // It may be a repository that we may not read; and a registry that cannot take it over
+                // may still take it.
                 Err(error) => tracing::debug!(%error, neighbour, "no blob mount"),
             }
         }
@@ -74,24 +81,47 @@ impl Target {
                 None => self.begin(blob.digest()).await?,
             },
         };
-        for again in 1.. {
-            match self.send(blob, &key, &mut upload).await {
+        let (mut furthest, mut tries) = (upload.offset, 0);
+        loop {
+            let error = match self.send(blob, &key, &mut upload).await {
                 Ok(()) => break,
-                Err(e) if e.is_transient() && again < TRIES => {
-                    tracing::debug!(error = %e, again, "an upload goes on");
-                    tokio::time::sleep(e.retry_after.unwrap_or_default()).await;
-                    // Where it broke off, else from the start.
-                    upload = match self.registry.upload_state(&upload.place).await? {
-                        Some(state) if state.offset <= blob.size() => state,
-                        _ => self.begin(blob.digest()).await?,
-                    };
-                }
+                Err(error) => error,
+            };
+            if upload.offset > furthest {
+                (furthest, tries) = (upload.offset, 0);
+            }
+            tries += 1;
+            if !error.is_transient() || tries >= TRIES {
+                return Err(error);
+            }
+            tracing::debug!(%error, tries, "an upload goes on");
+            tokio::time::sleep(pause(tries, &error)).await;
+            match self.again(blob, &upload).await {
+                Ok(Some(next)) => upload = next,
+                Ok(None) => break,
+                // The next try says what is wrong.
+                Err(e) if e.is_transient() => tracing::debug!(error = %e, "its state is not known"),
                 Err(e) => return Err(e),
+            }
+            if upload.offset > furthest {
+                (furthest, tries) = (upload.offset, 0);
             }
         }
         // It is there; that a place is remembered costs a question at most.
         let _forgotten = self.cache.forget_upload(&key);
         Ok(())
+    }
+
+    /// Where an upload goes on: where it broke off, else at the start; nowhere when the blob is there,
+    /// which the answer to the end of an upload may only have failed to say.
+    async fn again(&self, blob: &dyn Blob, upload: &Upload) -> Result<Option<Upload>, blob::Error> {
+        if self.registry.has_blob(blob.digest()).await? {
+            return Ok(None);
+        }
+        match self.registry.upload_state(&upload.place).await? {
+            Some(state) if state.offset <= blob.size() => Ok(Some(state)),
+            _ => self.begin(blob.digest()).await.map(Some),
+        }
     }
 
     async fn resumed(&self, key: &str) -> Result<Option<Upload>, blob::Error> {
@@ -119,7 +149,16 @@ impl Target {
         upload: &mut Upload,
     ) -> Result<(), blob::Error> {
         let size = blob.size();
-        let piece_bytes = PIECE_BYTES.max(upload.piece_bytes_min) as usize;
+        if upload.piece_bytes_min > PIECE_BYTES_MAX && size > PIECE_BYTES_MAX {
+            let (wanted, most) = (upload.piece_bytes_min, PIECE_BYTES_MAX);
+            let what = format!(
+                "{}: the registry wants pieces of {wanted} bytes at least; {most} at most are sent \
+                 here",
+                self.name
+            );
+            return Err(blob::Error::new(blob::ErrorKind::Unsupported, what));
+        }
+        let piece_bytes = PIECE_BYTES.max(upload.piece_bytes_min.min(PIECE_BYTES_MAX)) as usize;
         if upload.offset < size {
             let mut stream = blob.open(ByteRange::new(upload.offset, size)).await?;
             let mut piece = BytesMut::new();
@@ -158,4 +197,10 @@ impl Target {
         }
         Ok(())
     }
+}
+
+/// How long to wait before try number `tries`: as the registry wishes, within bounds.
+fn pause(tries: u32, error: &blob::Error) -> Duration {
+    let doubled = PAUSE_FIRST.saturating_mul(1 << tries.min(8));
+    error.retry_after.unwrap_or(doubled).min(PAUSE_MAX)
 }

@@ -154,10 +154,50 @@ async fn helpers_answer_in_json() {
     assert!(ask("echo nonsense").await.is_err());
 }
 
+#[tokio::test]
+async fn the_environment_s_password_goes_to_one_registry() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.json");
+    std::fs::write(
+        &file,
+        format!(r#"{{"auths": {{"b.io": {}}}}}"#, login("b:q")),
+    )
+    .unwrap();
+    let place = dir.path().to_str().unwrap().to_owned();
+    let of = |own: Option<&str>, registry: &str| {
+        let (place, registry) = (place.clone(), registry.to_owned());
+        Source::from_variables(own, move |name| match name {
+            "RSMOUNT_USERNAME" => Some("u".to_owned()),
+            "RSMOUNT_PASSWORD" => Some("p".to_owned()),
+            "RSMOUNT_REGISTRY" => Some(registry.clone()).filter(|r| !r.is_empty()),
+            "DOCKER_CONFIG" => Some(place.clone()),
+            _ => None,
+        })
+    };
+    for (own, named, image, expected) in [
+        (Some("a.io:5000"), "", "a.io:5000/x", Some("u:p")),
+        (Some("a.io:5000"), "", "a.io/x", None),
+        (Some("a.io:5000"), "", "b.io/x", Some("b:q")),
+        (None, "", "a.io/x", None),
+        // What is named holds, whatever the command is about.
+        (Some("a.io"), "b.io", "a.io/x", None),
+        (Some("a.io"), "b.io", "b.io/x", Some("u:p")),
+        (
+            Some("a.io"),
+            "https://index.docker.io/v1/",
+            "ubuntu",
+            Some("u:p"),
+        ),
+    ] {
+        let found = user(&of(own, named), image).await;
+        assert_eq!(found.as_deref(), expected, "{own:?} {named} {image}");
+    }
+}
+
 #[test]
 fn the_environment_is_read_in_order() {
     let variables = |pairs: &'static [(&str, &str)]| {
-        Source::from_variables(move |name| {
+        Source::from_variables(None, move |name| {
             pairs
                 .iter()
                 .find(|(n, _)| *n == name)
@@ -169,7 +209,7 @@ fn the_environment_is_read_in_order() {
         ("RSMOUNT_PASSWORD", "p"),
         ("HOME", "/h"),
     ]);
-    assert!(matches!(fixed, Source::Fixed(_)));
+    assert!(matches!(&fixed, Source::Own { registry: None, .. }));
     assert!(!format!("{fixed:?}").contains("\"p\""));
     let paths = |all: &[&str]| Source::Files(all.iter().map(PathBuf::from).collect());
     assert_eq!(
