@@ -296,6 +296,47 @@ fn diff_names_what_was_changed() {
 }
 
 #[test]
+fn a_name_that_is_given_again_leaves_nothing_of_what_had_it() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    base(&place);
+    let mounted = place.mount("image", &["--tmp"]);
+    let layers = || {
+        let usage: Value = serde_json::from_str(&place.ok(&["cache", "du", "--json"])).unwrap();
+        usage["layers"].as_array().unwrap().len()
+    };
+    let before = layers();
+    for text in ["one", "two", "three"] {
+        std::fs::write(mounted.path("etc/new"), text).unwrap();
+        place.ok(&["commit", self::text(&place.mnt()), "app:1"]);
+    }
+    assert_eq!(layers(), before + 1);
+    assert_eq!(place.ok(&["cat", "app:1:/etc/new"]), "three");
+}
+
+#[test]
+fn a_socket_is_left_out_and_what_it_replaced_is_gone() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    base(&place);
+    let mounted = place.mount("image", &["--tmp"]);
+    let list = |image: &str| place.ok(&["ls", &format!("{image}:/etc")]);
+    let name = std::fs::read_dir(mounted.path("etc")).unwrap().flatten();
+    let mut files = name.filter(|e| e.file_type().unwrap().is_file());
+    let name = files.next().unwrap().file_name();
+    let path = mounted.path("etc").join(&name);
+    std::fs::remove_file(&path).unwrap();
+    let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    place.ok(&["commit", text(&place.mnt()), "app:1"]);
+    let name = name.to_str().unwrap();
+    assert!(!list("app:1").lines().any(|line| line == name), "{name}");
+}
+
+#[test]
 fn the_configuration_and_the_history_grow() {
     if !can_mount() {
         return;
@@ -547,6 +588,7 @@ fn a_name_may_be_given_again() {
     assert_ne!(first, second);
     let seen = shown(&place, "app:1");
     assert_eq!(seen[&b"etc/n\xffw"[..]].size, Some(1));
-    let digest = format!("app@{}", first.trim());
-    assert!(shown(&place, &digest).contains_key(&b"etc/n\xffw"[..]));
+    // Nothing needs what had the name before.
+    let digest = format!("app@{}:/etc", first.trim());
+    assert!(!place.run(&["ls", "--offline", &digest]).status.success());
 }

@@ -67,7 +67,12 @@ fn counted(registry: &Registry) -> (u64, u64) {
 /// One line that says `expected`, exit code 1, nothing half-written.
 fn refused(place: &Place, output: &Output, expected: &str) {
     let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{expected}: {text}");
+    let usage = expected.starts_with("--filter");
+    assert_eq!(
+        output.status.code(),
+        Some(1 + i32::from(usage)),
+        "{expected}: {text}"
+    );
     assert_eq!(text.trim_end().lines().count(), 1, "{expected}: {text}");
     assert!(
         text.starts_with("rsmount: ") && text.contains(expected),
@@ -189,6 +194,35 @@ fn two_platforms(dir: &Path) {
         "digest": digest, "size": bytes.len(),
     }]});
     std::fs::write(dir.join("index.json"), top.to_string()).unwrap();
+}
+
+#[test]
+fn an_index_that_names_no_platforms_is_not_pulled_as_nothing() {
+    let place = Place::new();
+    let dir = place.path("image");
+    layout::write(&dir, &[base().tar()], Pack::Gzip);
+    let top = std::fs::read_to_string(dir.join("index.json")).unwrap();
+    let mut entry = json(&top)["manifests"][0].clone();
+    entry.as_object_mut().unwrap().remove("platform");
+    let index = serde_json::json!({ "schemaVersion": 2, "manifests": [entry],
+        "mediaType": "application/vnd.oci.image.index.v1+json" });
+    let bytes = index.to_string();
+    let digest = rsmount::oci::Digest::of(bytes.as_bytes());
+    std::fs::write(dir.join("blobs/sha256").join(digest.hex()), &bytes).unwrap();
+    let top = serde_json::json!({"schemaVersion": 2, "manifests": [{
+        "mediaType": "application/vnd.oci.image.index.v1+json",
+        "digest": digest, "size": bytes.len(),
+    }]});
+    std::fs::write(dir.join("index.json"), top.to_string()).unwrap();
+    let registry = Registry::serve(dir);
+    let output = place.run(&["-q", "pull", "--json", "--all-platforms", &registry.image()]);
+    let said = String::from_utf8(output.stdout.clone()).unwrap();
+    // One image of it, or a word on why not.
+    let nothing = output.status.success() && json(&said)[0]["images"] == serde_json::json!([]);
+    assert!(
+        !nothing && (output.status.success() || !output.stderr.is_empty()),
+        "{output:?}"
+    );
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -31,11 +32,16 @@ impl Member {
     pub(super) fn open(path: &Path) -> Result<Member, Error> {
         let name: Arc<str> = path.display().to_string().into();
         let open = || {
-            // A named pipe would block for ever.
-            let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
-            let file = File::options().read(true).custom_flags(flags).open(path)?;
-            let metadata = file.metadata()?;
-            Ok((file, metadata))
+            // A named pipe would block for ever, and opening a device can have an effect by itself:
+            // nothing is opened before its kind is known.
+            let flags = rustix::fs::OFlags::PATH.bits().cast_signed();
+            let found = File::options().read(true).custom_flags(flags).open(path)?;
+            let metadata = found.metadata()?;
+            if !metadata.is_file() {
+                return Ok((found, metadata));
+            }
+            let same = format!("/proc/self/fd/{}", found.as_raw_fd());
+            Ok((File::open(same)?, metadata))
         };
         let (file, metadata) = open().map_err(|e| io_error(&name, e))?;
         if !metadata.is_file() {

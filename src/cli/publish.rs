@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::cli::args::{Global, SourceArgs};
 use crate::cli::key;
 use crate::cli::mount::source_request;
-use crate::cli::output::{self, Failure, size};
+use crate::cli::output::{self, Failure, one_line, size};
 use crate::cli::progress::Shown;
 use crate::cli::settings::Settings;
 use crate::mount::explain::{self, Explanation, Pack};
@@ -59,7 +59,12 @@ pub(crate) fn explain(args: &SourceArgs, json: bool, settings: Settings) -> Resu
 }
 
 fn print(e: &Explanation) {
-    let mut text = format!("{} {}\n  digest   {}\n", e.image, e.platform, e.digest);
+    let platform = one_line(&e.platform);
+    let mut text = format!(
+        "{} {platform}\n  digest   {}\n",
+        one_line(&e.image),
+        e.digest
+    );
     for layer in &e.layers {
         let known = match layer.by {
             "index" => format!(
@@ -115,11 +120,11 @@ pub(super) fn used(host: &HostUse) -> String {
 
 fn pack(pack: &Pack) -> String {
     let Some(digest) = &pack.digest else {
-        return format!("  pack     not used: {}\n", pack.why);
+        return format!("  pack     not used: {}\n", one_line(&pack.why));
     };
     let mut text = format!("  pack     {digest}\n");
     if !pack.signers.is_empty() {
-        let keys = pack.signers.join(", ");
+        let keys = one_line(&pack.signers.join(", "));
         text += &format!("           says that it is signed by {keys}\n");
     }
     let word = match (pack.trusted, pack.used) {
@@ -127,7 +132,7 @@ fn pack(pack: &Pack) -> String {
         (true, false) => "trusted, not used",
         (false, _) => "not trusted, not used",
     };
-    text += &format!("           {word}: {}\n", pack.why);
+    text += &format!("           {word}: {}\n", one_line(&pack.why));
     if pack.trusted {
         text += &format!("           {} of hot pages\n", size(pack.hot_bytes));
     }

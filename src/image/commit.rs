@@ -7,6 +7,7 @@
 mod document;
 mod instruction;
 mod layer;
+mod overrides;
 mod pack;
 mod tarball;
 mod words;
@@ -24,6 +25,7 @@ use tokio::sync::Notify;
 
 use crate::cache::{Begin, Cache, CacheError, NewLayer, RememberedTag};
 use crate::image::changes::{ChangesError, Line, Upper};
+use crate::image::store;
 use crate::layer::{AddressSink, Ingest, IngestOptions, LayerPath, codec};
 use crate::monitor::{Event, Monitor, Silent};
 use crate::mount::upper::{About, UpperError, read_about};
@@ -33,6 +35,7 @@ use crate::oci::reference::ReferenceError;
 use crate::oci::{Compression, Digest, ImageName, Reference};
 use document::Base;
 pub use instruction::InstructionError;
+pub use overrides::Overrides;
 use pack::{Packed, Packer};
 
 /// Bytes of a blob that are read at once.
@@ -66,7 +69,9 @@ pub struct Commit {
     pub author: Option<String>,
     /// What was done.
     pub message: Option<String>,
-    /// Dockerfile instructions.
+    /// What a container was given whose changes they are.
+    pub given: Overrides,
+    /// Dockerfile instructions, which go before that.
     pub changes: Vec<String>,
     /// How the layer is compressed.
     pub compression: Compression,
@@ -113,7 +118,10 @@ pub enum CommitError {
     #[error("the image that was changed is not known any more: {0}")]
     Base(#[from] crate::mount::Error),
     /// Its documents.
-    #[error("the image that was changed is not known any more: {0} is not in the cache")]
+    #[error(
+        "the image that was changed is not known any more: {0} is not in the cache; pull it again by \
+         that digest"
+    )]
     Gone(Digest),
     /// A document of it makes no sense.
     #[error("the image that was changed cannot be extended: {0}")]
@@ -124,6 +132,9 @@ pub enum CommitError {
     /// The cache.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// The name could not be given.
+    #[error(transparent)]
+    Rename(crate::image::error::Error),
     /// The layer could not be written.
     #[error("cannot write the layer: {0}")]
     Write(#[source] io::Error),
@@ -183,7 +194,7 @@ pub fn commit(
     let frozen = Frozen::open(&changed.upper, request)?;
     let base = Base::read(&frozen.cache, &frozen.about)?;
     // Before the work that may be long.
-    let config = base.changed(&commit.changes)?;
+    let config = base.changed(&commit.given, &commit.changes)?;
     let upper = Upper {
         dir: &changed.upper.join("upper"),
         dialect: frozen.about.dialect,
@@ -221,7 +232,8 @@ pub fn commit(
         digest: documents.digest.clone(),
         sources: sources(&frozen),
     };
-    frozen.cache.remember(&name, tag)?;
+    // What had the name, and nothing else needs, goes.
+    store::rename(&frozen.cache, &name, tag).map_err(CommitError::Rename)?;
     Ok(Committed {
         image: name,
         digest: documents.digest,

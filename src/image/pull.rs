@@ -107,7 +107,12 @@ fn platforms(
     let named = images
         .filter_map(|d| d.platform.as_ref())
         .map(ToString::to_string);
-    Ok(named.filter(|p| seen.insert(p.clone())).map(Some).collect())
+    let mut all: Vec<_> = named.filter(|p| seen.insert(p.clone())).map(Some).collect();
+    if all.is_empty() {
+        // An index that says nothing of platforms: the one that a mount would take.
+        all.push(request.platform.clone());
+    }
+    Ok(all)
 }
 
 fn pull_one(

@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -313,22 +314,37 @@ impl Error {
 /// A file that appears under its name when it is whole. Until then it has none, so that nothing is
 /// left of one that is never finished, however that ends; where the file system cannot do that, it
 /// has a hidden one.
+///
+/// A name that stands for a pipe, a terminal or `/dev/null` goes on doing so: it is written into. Of a
+/// symbolic link to a file the file is replaced.
 #[derive(Debug)]
 pub struct WholeFile {
     path: PathBuf,
     partial: PathBuf,
     nameless: bool,
+    /// Whether `path` itself is written into.
+    direct: bool,
     file: io::BufWriter<File>,
 }
 
 impl WholeFile {
     /// Starts to write what will be `path`.
     pub fn create(path: &Path) -> Result<WholeFile, Error> {
-        if path.is_dir() {
-            let what = "is a directory".to_owned();
-            let path = path.to_owned();
-            return Err(Error::File { path, what });
-        }
+        let refused = |what: &str| Error::File {
+            path: path.to_owned(),
+            what: what.to_owned(),
+        };
+        let kind = path.metadata().map(|meta| meta.file_type()).ok();
+        let real = match kind {
+            Some(kind) if kind.is_dir() => return Err(refused("is a directory")),
+            Some(kind) if kind.is_fifo() || kind.is_char_device() => {
+                return WholeFile::into_stream(path);
+            }
+            Some(kind) if kind.is_file() => path.canonicalize(),
+            Some(_) => return Err(refused("is neither a file nor a pipe; name another")),
+            None => Ok(path.to_owned()),
+        };
+        let path = &real.map_err(|e| Error::file(path, e))?;
         let mut name = OsString::from(".");
         name.push(path.file_name().unwrap_or_default());
         name.push(format!(".{}-{:08x}", std::process::id(), fastrand::u32(..)));
@@ -352,6 +368,19 @@ impl WholeFile {
             path: path.to_owned(),
             partial,
             nameless,
+            direct: false,
+            file: io::BufWriter::with_capacity(PIECE_BYTES as usize, file),
+        })
+    }
+
+    fn into_stream(path: &Path) -> Result<WholeFile, Error> {
+        let file = File::options().write(true).open(path);
+        let file = file.map_err(|e| Error::file(path, e))?;
+        Ok(WholeFile {
+            path: path.to_owned(),
+            partial: PathBuf::new(),
+            nameless: false,
+            direct: true,
             file: io::BufWriter::with_capacity(PIECE_BYTES as usize, file),
         })
     }
@@ -360,6 +389,9 @@ impl WholeFile {
     pub fn finish(mut self) -> Result<(), Error> {
         let failed = |e| Error::file(&self.path, e);
         self.file.flush().map_err(failed)?;
+        if self.direct {
+            return Ok(());
+        }
         if self.nameless {
             // linkat(2): the way for who may not link an empty path.
             let descriptor = format!("/proc/self/fd/{}", self.file.get_ref().as_raw_fd());
@@ -383,7 +415,56 @@ impl Write for WholeFile {
 
 impl Drop for WholeFile {
     fn drop(&mut self) {
-        // Nothing is there once it has its name.
+        // Nothing is there once it has its name; an empty path is nobody's.
         let _gone = std::fs::remove_file(&self.partial);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    fn write(path: &Path) -> Result<(), Error> {
+        let mut file = WholeFile::create(path)?;
+        file.write_all(b"archive").unwrap();
+        file.finish()
+    }
+
+    #[test]
+    fn what_is_no_file_is_written_into() {
+        let place = tempfile::tempdir().unwrap();
+        let (pipe, target, link) = (
+            place.path().join("pipe"),
+            place.path().join("target"),
+            place.path().join("link"),
+        );
+        let mode = Mode::from_raw_mode(0o600);
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, fifo, mode, 0).unwrap();
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| std::fs::read(&pipe).unwrap());
+            write(&pipe).unwrap();
+            assert_eq!(reader.join().unwrap(), b"archive");
+        });
+        assert!(pipe.metadata().unwrap().file_type().is_fifo());
+        let null = place.path().join("null");
+        let device = rustix::fs::FileType::CharacterDevice;
+        let (mode, number) = (Mode::from_raw_mode(0o666), rustix::fs::makedev(1, 3));
+        // Making one needs root.
+        if rustix::fs::mknodat(rustix::fs::CWD, &null, device, mode, number).is_ok() {
+            write(&null).unwrap();
+            assert!(null.metadata().unwrap().file_type().is_char_device());
+        }
+        std::fs::write(&target, b"before").unwrap();
+        symlink("target", &link).unwrap();
+        write(&link).unwrap();
+        assert!(link.is_symlink());
+        assert_eq!(std::fs::read(&target).unwrap(), b"archive");
+        let socket = place.path().join("socket");
+        let _bound = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(write(&socket).is_err());
+        assert!(socket.metadata().unwrap().file_type().is_socket());
     }
 }

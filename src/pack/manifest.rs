@@ -223,6 +223,11 @@ fn annotations(signatures: &Signatures) -> BTreeMap<String, String> {
 fn signatures(annotations: &BTreeMap<String, String>) -> Signatures {
     let of = |(name, value): (&String, &String)| {
         let key = name.strip_prefix(ANNOTATION)?;
+        // Anybody may write annotations, and these are shown.
+        let is_fingerprint = key.len() == 16 && key.bytes().all(|b| b.is_ascii_hexdigit());
+        if !is_fingerprint {
+            return None;
+        }
         Some((key.to_owned(), STANDARD.decode(value).unwrap_or_default()))
     };
     let all = annotations.iter().filter_map(of);
@@ -278,6 +283,18 @@ mod tests {
             spoil(&mut spoilt);
             assert_eq!(spoilt.signed(&keys), Signed::Wrong(key.public()), "{n}");
         }
+    }
+
+    #[test]
+    fn only_fingerprints_name_keys() {
+        let image = describe(b"image manifest", MANIFEST);
+        let mut pack = PackManifest::new(image.clone(), b"meta", b"hot", &[b"w".to_vec()]);
+        let key = "0123456789abcdef".to_owned();
+        for name in [&key, "short", "\u{1b}[2Jtrusted by you", "0123456789abcdeg"] {
+            pack.signatures.insert(name.to_owned(), vec![1]);
+        }
+        let read = PackManifest::decode(&pack.encode(), &image.digest).unwrap();
+        assert_eq!(read.signatures.into_keys().collect::<Vec<_>>(), [key]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! How a layer changes what is below it.
 //!
-//! OCI image-spec, `layer.md`, "Applying Changesets" and "Whiteouts"; where it is silent, the
-//! behaviour of `umoci unpack --keep-dirlinks` 0.4.7:
+//! OCI image-spec, `layer.md`, "Applying Changesets" and "Whiteouts"; where it is silent, and in one
+//! point against it, the behaviour of `umoci unpack --keep-dirlinks` 0.4.7:
 //!
 //! - First all whiteouts of the layer, on what lower layers have; then its entries in tar order.
 //! - The parents of an entry, a whiteout or a hard link's target are reached through the symbolic
@@ -9,7 +9,9 @@
 //!   time 0), and what is not a directory makes way for one.
 //! - A directory on a directory changes its metadata and keeps its children. A directory on a
 //!   symbolic link that leads to a directory keeps the link, and the *link* gets the owner, time and
-//!   attributes of the entry (the directory behind it is not touched). Everything else replaces.
+//!   attributes of the entry (the directory behind it is not touched). Here the specification says
+//!   that the directory replaces the link; kept, a layer that names `/lib` again as a directory does not
+//!   take a merged `/usr` away. Everything else replaces.
 //! - A hard link is another name for the inode that its target names at that moment.
 //!
 //! *Rejected:* whiteouts in their place among the entries. Two entries of the same layer could then

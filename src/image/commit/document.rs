@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use serde_json::{Map, Value, json};
 
 use super::instruction::{Changer, InstructionError};
-use super::{Commit, CommitError};
+use super::{Commit, CommitError, Overrides};
 use crate::cache::Cache;
 use crate::mount::upper::About;
 use crate::oci::{Compression, Digest, Manifest};
@@ -67,9 +67,10 @@ impl Base {
         })
     }
 
-    /// The configuration after `instructions`.
+    /// The configuration after what was `given` and after `instructions`.
     pub(super) fn changed(
         &self,
+        given: &Overrides,
         instructions: &[String],
     ) -> Result<Map<String, Value>, InstructionError> {
         let mut config = self.config.clone();
@@ -77,6 +78,7 @@ impl Base {
             Some(Value::Object(inner)) => inner,
             _ => Map::new(),
         };
+        given.apply(&mut inner);
         let mut changer = Changer::new(&mut inner);
         instructions.iter().try_for_each(|i| changer.apply(i))?;
         config.insert("config".to_owned(), Value::Object(inner));
@@ -247,6 +249,7 @@ mod tests {
             name: "b:1".to_owned(),
             author: None,
             message: Some("why".to_owned()),
+            given: Overrides::default(),
             changes: vec!["USER v".to_owned()],
             compression: Compression::Zstd,
             created_by: "sh".to_owned(),
@@ -258,7 +261,7 @@ mod tests {
             diff_id: Digest::of(b"new tar"),
             compression: Compression::Zstd,
         };
-        let config = base.changed(&commit.changes).unwrap();
+        let config = base.changed(&commit.given, &commit.changes).unwrap();
         let made = base
             .extended(config.clone(), &commit, Some(&layer))
             .unwrap();

@@ -93,7 +93,11 @@ impl<W: Write> Writer<'_, W> {
     fn present(&mut self, change: &Change<'_>, present: &Present) -> Result<(), CommitError> {
         let Some(kind) = kind(&present.stat) else {
             self.written.left_out.push(change.path.clone());
-            return Ok(());
+            // What it has replaced is gone all the same.
+            return match change.below {
+                Some(_) => self.whiteout(change.path),
+                None => Ok(()),
+            };
         };
         let mut head = self.head(change, present, kind);
         self.written.entries += 1;
