@@ -13,6 +13,7 @@
 mod support;
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering::SeqCst;
@@ -41,7 +42,9 @@ fn a_container_leaves_what_it_changed_until_it_is_removed() {
         return;
     };
     let said = containers.run(
-        &["--name", "keeps"],
+        &[
+            "--name", "keeps", "-e", "GIVEN=1", "-u", "0:0", "-w", "/tmp",
+        ],
         &[
             "sh",
             "-c",
@@ -80,6 +83,17 @@ fn a_container_leaves_what_it_changed_until_it_is_removed() {
     containers.0.ok(&["commit", "-q", "keeps", "test/kept:1"]);
     let made = containers.0.ok(&["cat", "--offline", "test/kept:1:/made"]);
     assert_eq!(made, "new\n");
+    // What it was given is the image's now, as docker commit has it.
+    let config = containers.0.ok(&["inspect", "--offline", "test/kept:1"]);
+    let config: Value = serde_json::from_str(&config).unwrap();
+    let config = &config[0]["Config"];
+    assert_eq!(config["Cmd"][0], "sh", "{config}");
+    let env = config["Env"].as_array().unwrap();
+    assert!(env.contains(&json!("GIVEN=1")), "{config}");
+    assert_eq!(
+        (&config["User"], &config["WorkingDir"]),
+        (&json!("0:0"), &json!("/tmp"))
+    );
     let id = container["id"].as_str().unwrap();
     let again = containers.run(&["--name", "keeps"], &[]);
     assert_eq!(again.status.code(), Some(125));
@@ -190,6 +204,8 @@ fn logs_follow_and_kill_kills() {
     containers.0.ok(&["kill", "box"]);
     assert!(child.wait().unwrap().success());
     assert_eq!(containers.ps()[0]["container"]["exit_code"], 137);
+    let all = containers.0.ok(&["logs", "--tail", "all", "box"]);
+    assert_eq!(all, containers.0.ok(&["logs", "box"]));
     let tail = containers.0.ok(&["logs", "--tail", "2", "-t", "box"]);
     assert_eq!(tail.lines().count(), 2);
     assert!(tail.lines().all(|l| l.contains("Z line ")), "{tail}");
@@ -336,7 +352,15 @@ fn what_is_run_detached_has_nobody_to_write_to() {
         return;
     };
     let place = &containers.0;
-    containers.ok(&["-d", "--name", "box"], &["sleep", "60"]);
+    let mut run = containers.run_command(&["-d", "--name", "box"], &["sleep", "60"]);
+    let said = run.env("RSMOUNT_ENGINE", "fuse").output().unwrap();
+    assert!(said.status.success(), "{said:?}");
+    let choice = &containers.ps()[0];
+    let named = choice["engine_why"].as_str().unwrap();
+    assert!(
+        choice["engine"] == "fuse" && named.contains("asked"),
+        "{choice}"
+    );
     for (options, file) in [(&["-d"][..], "/pipes"), (&["-d", "-t", "-i"], "/terminal")] {
         let script = format!("sleep 0.3; echo x && cat && ls -l /proc/$$/fd >{file}");
         let words = [&["exec"], options, &["box", "sh", "-c", &script]].concat();
@@ -460,6 +484,39 @@ fn a_container_that_cannot_be_read_is_left_alone() {
 }
 
 #[test]
+fn the_caller_s_umask_and_the_order_of_words_mean_nothing() {
+    let Some(containers) = Containers::new(&json!({"Volumes": {"/made": {}}})) else {
+        return;
+    };
+    let host = containers.0.path("host");
+    std::fs::create_dir(&host).unwrap();
+    let bind = format!("{}:/deep/er/still", host.display());
+    let script = "stat -c %a /etc/hosts /etc/resolv.conf /made /work /work/er; \
+                  touch /deep/er/still/x /deep/er/y && echo written";
+    let options = ["--rm", "-w", "/work/er", "-v", &bind, "--tmpfs", "/deep/er"];
+    let run = containers.run_command(&options, &["sh", "-c", script]);
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", "umask 077; exec \"$@\"", "sh"])
+        .arg(run.get_program());
+    for (name, value) in run.get_envs() {
+        match value {
+            Some(value) => shell.env(name, value),
+            None => shell.env_remove(name),
+        };
+    }
+    let said = shell.args(run.get_args()).output().unwrap();
+    assert_eq!(
+        text(&said.stdout),
+        "644\n644\n755\n755\n755\nwritten\n",
+        "{said:?}"
+    );
+    let names = std::fs::read_dir(&host).unwrap().flatten();
+    let names: Vec<_> = names.map(|e| e.file_name()).collect();
+    assert_eq!(names, ["x"], "the file system in memory is below it");
+}
+
+#[test]
 fn bad_input_is_one_line_and_leaves_nothing() {
     let Some(containers) = Containers::new(&json!({})) else {
         return;
@@ -479,7 +536,10 @@ fn bad_input_is_one_line_and_leaves_nothing() {
         (&["-w", "/etc/passwd/x"], &["true"], "working directory"),
         (&["--env-file", "/none/such"], &["true"], "/none/such"),
     ] {
+        let id = containers.0.path("id");
+        let options = &[options, &["--cidfile", id.to_str().unwrap()]].concat();
         let output = containers.run(options, command);
+        assert!(!id.exists(), "{options:?}");
         let stderr = text(&output.stderr);
         assert_eq!(output.status.code(), Some(125), "{options:?}: {stderr}");
         assert!(stderr.contains(said), "{options:?}: {stderr}");
@@ -533,6 +593,9 @@ fn a_bundle_is_run_by_the_runtime_itself_and_entered_by_chroot() {
         dir.to_str().unwrap(),
     ];
     place.ok(&words);
+    // Nobody else reaches what is set-id in there, or reads its environment.
+    let mode = |name: &str| dir.join(name).metadata().unwrap().permissions().mode() & 0o7777;
+    assert_eq!((mode(""), mode("config.json")), (0o700, 0o600));
     let name = format!("rsmount-test-{}", std::process::id());
     let mut runc = Command::new("runc");
     runc.args(["run", "--bundle"]).arg(&dir).arg(&name);

@@ -16,7 +16,7 @@ pub(crate) fn bundle(
 ) -> Result<(), Failure> {
     let wishes = wishes::wishes(&args.process, &args.command)?;
     let cache_dir = settings.cache_dir.clone();
-    let unread = (settings.on_outage, settings.fill);
+    let unread = (settings.on_outage, settings.fill, settings.engine);
     let mut request = source_request(&args.source, settings)?;
     let absolute = |dir: &std::path::PathBuf| std::path::absolute(dir);
     let upper = args.upper.as_ref().map(absolute).transpose();
@@ -26,6 +26,7 @@ pub(crate) fn bundle(
     request.upper = upper.or(args.tmp.then_some(Upper::ThrowAway));
     request.on_outage = unread.0.unwrap_or_default();
     request.fill = unread.1.unwrap_or_default();
+    request.engine = unread.2.unwrap_or(request.engine);
     // Whoever runs it decides what set-id programs and devices may do; a user's mount has neither.
     if privilege::is_system_root() {
         (request.suid, request.dev) = (Some(true), Some(true));

@@ -79,7 +79,7 @@ fn logs(args: &LogsArgs, settings: &Settings) -> Result<(), Failure> {
     let store = open(&settings.cache_dir).map_err(|e| Failure::of(&e))?;
     let container = store.find(&args.container).map_err(|e| Failure::of(&e))?;
     let show = Show {
-        tail: args.tail,
+        tail: args.tail.filter(|lines| *lines < usize::MAX),
         timestamps: args.timestamps,
     };
     let goes_on = || args.follow && container.is_watched();

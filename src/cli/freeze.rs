@@ -13,7 +13,7 @@ use crate::cli::progress::Progress;
 use crate::cli::settings::Settings;
 use crate::container::freeze::Frozen;
 use crate::container::{self, Container};
-use crate::image::commit::{self, Changed, Commit};
+use crate::image::commit::{self, Changed, Commit, Overrides};
 use crate::image::push;
 use crate::monitor::{Event, Monitor};
 use crate::mount::{MountRequest, mountpoint, record};
@@ -102,6 +102,19 @@ fn freeze(container: Option<&Container>, wanted: bool) -> Option<Frozen> {
     })
 }
 
+/// What the container was given, if it is one.
+fn given_to(container: Option<&Container>) -> Overrides {
+    let given = container.map(|container| container.record.given.clone());
+    given.map_or_else(Overrides::default, |given| Overrides {
+        env: given.env,
+        entrypoint: given.entrypoint,
+        command: given.command,
+        working_dir: given.working_dir,
+        user: given.user,
+        stop_signal: given.stop_signal,
+    })
+}
+
 /// The container that `target` names: a path that exists is none.
 fn container(target: &Path, cache_dir: &Path) -> Result<Option<Container>, Failure> {
     let Some(name) = target.to_str().filter(|_| !target.exists()) else {
@@ -138,6 +151,7 @@ pub(crate) fn commit(
     let Target { changed, container } = target(&args.target, &settings.cache_dir)?;
     let wish = Commit {
         changed,
+        given: given_to(container.as_ref()),
         name: args.image.clone(),
         author: args.author.clone(),
         message: args.message.clone(),
@@ -202,6 +216,9 @@ impl Monitor for Bars {
     }
 }
 
+/// The last second that has a date of four digits, which is all that RFC 3339 knows.
+const YEAR_9999: u64 = 253_402_300_799;
+
 /// The time of day, or what reproducible builds say it is
 /// (<https://reproducible-builds.org/specs/source-date-epoch/>).
 fn now() -> Result<SystemTime, Failure> {
@@ -209,6 +226,8 @@ fn now() -> Result<SystemTime, Failure> {
         return Ok(SystemTime::now());
     };
     let seconds = text.to_str().and_then(|t| t.parse().ok());
-    let bad = || Failure::new("SOURCE_DATE_EPOCH is not a number of seconds");
+    let seconds = seconds.filter(|seconds| *seconds <= YEAR_9999);
+    let bad =
+        || Failure::usage("SOURCE_DATE_EPOCH is not a number of seconds before the year 10000");
     Ok(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.ok_or_else(bad)?))
 }

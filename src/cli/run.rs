@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use serde::{Deserialize, Serialize};
@@ -69,12 +70,13 @@ pub(crate) fn run(args: &RunArgs, global: &Global, settings: Settings) -> Result
     if args.interactive && args.process.tty && !args.detach && !std::io::stdin().is_terminal() {
         output::note("standard input is no terminal; keys like Ctrl-C do not come through it");
     }
-    let cidfile = args.cidfile.as_deref().map(new_file).transpose()?;
+    let cidfile = args.cidfile.as_deref().map(IdFile::create).transpose()?;
     let cache_dir = settings.cache_dir.clone();
-    let unread = (settings.on_outage, settings.fill);
+    let unread = (settings.on_outage, settings.fill, settings.engine);
     let mut request = source_request(&args.source, settings)?;
     request.on_outage = unread.0.unwrap_or_default();
     request.fill = unread.1.unwrap_or_default();
+    request.engine = unread.2.unwrap_or(request.engine);
     let store = containers::open(&cache_dir)?;
     let Claimed {
         mut container,
@@ -97,8 +99,11 @@ pub(crate) fn run(args: &RunArgs, global: &Global, settings: Settings) -> Result
         discard(container);
         return Err(failed);
     }
-    if let Some(mut file) = cidfile {
-        write!(file, "{}", container.record.id).map_err(|e| Failure::of(&e))?;
+    if let Some(file) = cidfile
+        && let Err(failure) = file.finish(&container.record.id)
+    {
+        discard(container);
+        return Err(failure.into());
     }
     if args.detach {
         return detach(&container, lock, args, global, &cache_dir);
@@ -124,9 +129,40 @@ fn discard(mut container: Container) {
     }
 }
 
-fn new_file(path: &std::path::Path) -> Result<File, Failure> {
-    let opened = OpenOptions::new().write(true).create_new(true).open(path);
-    opened.map_err(|e| Failure::new(format!("{}: {e}", path.display())))
+/// The file of `--cidfile`, which stays only when there is a container.
+struct IdFile {
+    file: File,
+    path: PathBuf,
+    finished: bool,
+}
+
+impl IdFile {
+    fn create(path: &Path) -> Result<IdFile, Failure> {
+        let opened = OpenOptions::new().write(true).create_new(true).open(path);
+        Ok(IdFile {
+            file: opened.map_err(|e| failed_at(path, &e))?,
+            path: path.to_owned(),
+            finished: false,
+        })
+    }
+
+    fn finish(mut self, id: &str) -> Result<(), Failure> {
+        let written = self.file.write_all(id.as_bytes());
+        self.finished = written.is_ok();
+        written.map_err(|e| failed_at(&self.path, &e))
+    }
+}
+
+impl Drop for IdFile {
+    fn drop(&mut self) {
+        if !self.finished {
+            let _gone = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn failed_at(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(format!("{}: {error}", path.display()))
 }
 
 /// Hands the container to a process of its own session, and waits until it runs.
@@ -135,7 +171,7 @@ fn detach(
     lock: File,
     args: &RunArgs,
     global: &Global,
-    cache_dir: &std::path::Path,
+    cache_dir: &Path,
 ) -> Result<u8, Failed> {
     let mut command = Command::new("/proc/self/exe");
     command.arg0("rsmount").arg("watch").args(log_words(global));

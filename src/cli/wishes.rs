@@ -11,7 +11,7 @@ use crate::runtime::seccomp::{PROFILE_BYTES_MAX, Seccomp};
 
 pub(super) fn wishes(args: &ProcessArgs, command: &[String]) -> Result<Wishes, Failure> {
     if let Some(ports) = args.publish.first() {
-        return Err(Failure::new(format!(
+        return Err(Failure::usage(format!(
             "-p {ports}: ports are not published here; with --network host (the default) the \
              container's ports are this machine's, so leave -p out"
         )));
@@ -20,12 +20,7 @@ pub(super) fn wishes(args: &ProcessArgs, command: &[String]) -> Result<Wishes, F
     let volumes = args.volume.iter().map(|v| Volume::parse(v, &here));
     let tmpfs = args.tmpfs.iter().map(|t| volume::tmpfs(t));
     let (no_new_privileges, seccomp) = security(&args.security_opt)?;
-    for host in &args.add_host {
-        if !host.contains(':') {
-            let message = format!("--add-host {host}: expected NAME:ADDRESS");
-            return Err(Failure::new(message));
-        }
-    }
+    let hosts = args.add_host.iter().map(|host| extra_host(host));
     Ok(Wishes {
         entrypoint: args.entrypoint.clone(),
         command: command.to_vec(),
@@ -34,7 +29,7 @@ pub(super) fn wishes(args: &ProcessArgs, command: &[String]) -> Result<Wishes, F
         user: args.user.clone(),
         groups: args.group_add.clone(),
         hostname: args.hostname.clone(),
-        hosts: args.add_host.clone(),
+        hosts: hosts.collect::<Result<_, _>>()?,
         network: args.network.into(),
         volumes: volumes
             .collect::<Result<_, _>>()
@@ -46,7 +41,8 @@ pub(super) fn wishes(args: &ProcessArgs, command: &[String]) -> Result<Wishes, F
         limits: Limits {
             memory: args.memory,
             millicpus: args.cpus,
-            pids: args.pids_limit,
+            // None, as in Docker.
+            pids: args.pids_limit.filter(|most| *most > 0),
         },
         shm_bytes: args.shm_size.unwrap_or(SHM_BYTES),
         cap_add: args.cap_add.clone(),
@@ -56,6 +52,28 @@ pub(super) fn wishes(args: &ProcessArgs, command: &[String]) -> Result<Wishes, F
         stop_signal: args.stop_signal.clone(),
         terminal: args.tty,
     })
+}
+
+/// `NAME:ADDRESS` or, as newer docker takes it, `NAME=ADDRESS`. With this machine's network its gateway
+/// is the machine itself.
+fn extra_host(text: &str) -> Result<String, Failure> {
+    let bad = |why: &str| Failure::usage(format!("--add-host {text}: {why}"));
+    let parts = text.split_once('=').or_else(|| text.split_once(':'));
+    let Some((name, address)) = parts.filter(|(name, _)| !name.is_empty()) else {
+        return Err(bad("expected NAME:ADDRESS"));
+    };
+    if name.contains(char::is_whitespace) {
+        return Err(bad("a name holds no white space"));
+    }
+    if address == "host-gateway" {
+        return Ok(format!("{name}:127.0.0.1"));
+    }
+    let inner = address.strip_prefix('[').and_then(|a| a.strip_suffix(']'));
+    let address: std::net::IpAddr = inner
+        .unwrap_or(address)
+        .parse()
+        .map_err(|_| bad("the address is no IP address (10.0.0.5, ::1, host-gateway)"))?;
+    Ok(format!("{name}:{address}"))
 }
 
 /// Those of the files, then those of the command line; a name alone is looked up here, and when it
@@ -81,7 +99,7 @@ pub(super) fn variables(
 fn variable(text: &str) -> Result<String, Failure> {
     let name = text.split('=').next().unwrap_or_default();
     if name.is_empty() || name.contains(char::is_whitespace) || text.contains('\0') {
-        return Err(Failure::new(format!("`{text}` is no NAME=VALUE")));
+        return Err(Failure::usage(format!("`{text}` is no NAME=VALUE")));
     }
     if name.len() < text.len() {
         return Ok(text.to_owned());
@@ -102,7 +120,7 @@ fn security(options: &[String]) -> Result<(bool, Seccomp), Failure> {
             other => match other.strip_prefix("seccomp=") {
                 Some(path) => seccomp = Seccomp::Profile(read(Path::new(path))?),
                 None => {
-                    return Err(Failure::new(format!(
+                    return Err(Failure::usage(format!(
                         "--security-opt {other}: expected no-new-privileges, seccomp=unconfined \
                          or seccomp=FILE"
                     )));
@@ -141,6 +159,32 @@ mod tests {
         assert!(variables(&[file], &[]).is_err());
         assert!(variables(&[], &["=1".into()]).is_err());
         assert!(variables(&["/none/such".into()], &[]).is_err());
+    }
+
+    #[test]
+    fn extra_hosts_are_addresses() {
+        for (text, expected) in [
+            ("db:10.0.0.5", "db:10.0.0.5"),
+            ("db=10.0.0.5", "db:10.0.0.5"),
+            ("six:::1", "six:::1"),
+            ("six:[2001:db8::1]", "six:2001:db8::1"),
+            (
+                "host.docker.internal:host-gateway",
+                "host.docker.internal:127.0.0.1",
+            ),
+        ] {
+            assert_eq!(extra_host(text).unwrap(), expected);
+        }
+        for wrong in [
+            "db",
+            ":1.2.3.4",
+            "db:",
+            "db:other",
+            "a b:1.2.3.4",
+            "db:1.2.3.4\n6.6.6.6 x",
+        ] {
+            assert!(extra_host(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

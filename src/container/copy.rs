@@ -8,46 +8,60 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
-    chownat, fchmod, fstat, futimens, mkdirat, mknodat, openat, readlinkat, statat, symlinkat,
+    chmodat, chownat, fchmod, fstat, futimens, mkdirat, mknodat, openat, readlinkat, statat,
+    symlinkat,
 };
 
 /// Longest list of extended attributes, and longest value (xattr(7)).
 const XATTR_BYTES_MAX: usize = 64 << 10;
 
+/// A directory, by the names on the way to it.
+type Way = Vec<CString>;
+
+const DIRECTORY: OFlags = OFlags::RDONLY
+    .union(OFlags::DIRECTORY)
+    .union(OFlags::NOFOLLOW)
+    .union(OFlags::CLOEXEC);
+
 /// Makes `to`, an empty directory, equal to `from`. Hard links become files of their own, as in
 /// Docker.
 pub(super) fn directory(from: OwnedFd, to: OwnedFd) -> io::Result<()> {
-    // A list instead of recursion: the depth is the image's.
-    let mut rest = vec![(from, to)];
-    while let Some((from, to)) = rest.pop() {
+    // A list instead of recursion, and names instead of open directories: depth and width are the
+    // image's, and descriptors are few.
+    let mut rest: Vec<Way> = vec![Vec::new()];
+    while let Some(way) = rest.pop() {
+        let (from, to) = (walk(&from, &way)?, walk(&to, &way)?);
         for entry in Dir::read_from(&from)? {
             let entry = entry?;
             let name = entry.file_name();
             if matches!(name.to_bytes(), b"." | b"..") {
                 continue;
             }
-            rest.extend(one(&from, &to, name)?);
+            if one(&from, &to, name)? == FileType::Directory {
+                rest.push([&way[..], &[name.to_owned()]].concat());
+            }
         }
         finish(&from, &to, &fstat(&from)?)?;
     }
     Ok(())
 }
 
-/// Copies one entry; a directory is made and given back to be filled.
-fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+/// Opens the directory at the end of `way`, never through a symbolic link.
+fn walk(root: &OwnedFd, way: &Way) -> io::Result<OwnedFd> {
+    let mut at = openat(root, c".", DIRECTORY, Mode::empty())?;
+    for name in way {
+        at = openat(&at, name, DIRECTORY, Mode::empty())?;
+    }
+    Ok(at)
+}
+
+/// Copies one entry, a directory without what is in it; gives its kind.
+fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> io::Result<FileType> {
     let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
     match kind {
-        FileType::Directory => {
-            mkdirat(to, name, Mode::from_raw_mode(0o700))?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let pair = (
-                openat(from, name, flags, Mode::empty())?,
-                openat(to, name, flags, Mode::empty())?,
-            );
-            return Ok(Some(pair));
-        }
+        FileType::Directory => mkdirat(to, name, Mode::from_raw_mode(0o700))?,
         FileType::RegularFile => {
             let flags = OFlags::NOFOLLOW | OFlags::CLOEXEC;
             let source = openat(from, name, OFlags::RDONLY | flags, Mode::empty())?;
@@ -64,9 +78,11 @@ fn one(from: &OwnedFd, to: &OwnedFd, name: &CStr) -> io::Result<Option<(OwnedFd,
         other => {
             mknodat(to, name, other, mode, stat.st_rdev)?;
             own(to, name, &stat)?;
+            // Past the caller's umask, and past what a change of owner takes away.
+            chmodat(to, name, mode, AtFlags::empty())?;
         }
     }
-    Ok(None)
+    Ok(kind)
 }
 
 fn own(dir: &OwnedFd, name: &CStr, stat: &Stat) -> io::Result<()> {
@@ -116,6 +132,37 @@ mod tests {
     use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 
     use super::*;
+
+    #[test]
+    fn depth_and_width_are_the_image_s() {
+        let place = tempfile::tempdir().unwrap();
+        let (from, to) = (place.path().join("from"), place.path().join("to"));
+        std::fs::create_dir_all(&to).unwrap();
+        // More of either than a process may have open by default.
+        for n in 0..1100 {
+            std::fs::create_dir_all(from.join(format!("wide/{n}"))).unwrap();
+        }
+        std::fs::create_dir_all(from.join("d/".repeat(1100))).unwrap();
+        let opened = |path| OwnedFd::from(File::open(path).unwrap());
+        let open = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let soft = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        assert!(open() < 200 && soft.current.is_none_or(|n| n > 200));
+        // The limit is the process's, which other tests share: nobody else opens that many.
+        let most = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                    most.fetch_max(open(), std::sync::atomic::Ordering::SeqCst);
+                }
+            });
+            directory(opened(&from), opened(&to)).unwrap();
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        assert!(most.load(std::sync::atomic::Ordering::SeqCst) < 500);
+        assert!(to.join("wide/1099").is_dir());
+        assert!(to.join("d/".repeat(1100)).is_dir());
+    }
 
     #[test]
     fn a_copy_is_equal() {

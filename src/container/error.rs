@@ -30,7 +30,7 @@ pub enum Error {
     )]
     NameTaken(String, String),
     /// Not a name.
-    #[error("`{0}` cannot be a name (letters, digits, and _ . - behind the first)")]
+    #[error("`{0}` cannot be a name; take letters and digits, and _ . - behind the first")]
     BadName(String),
     /// No such container.
     #[error("there is no container `{0}` (rsmount ps -a lists them)")]
@@ -39,19 +39,22 @@ pub enum Error {
     #[error("more than one container begins with `{0}`; give more of its id")]
     Ambiguous(String),
     /// It would have to run.
-    #[error("container `{0}` does not run")]
+    #[error("container `{0}` does not run (rsmount ps lists those that do)")]
     NotRunning(String),
     /// It may not run.
     #[error("container `{0}` runs; stop it first (rsmount stop {0}), or use rm -f")]
     Running(String),
     /// It does not end.
-    #[error("container `{0}` does not end although it was killed")]
+    #[error(
+        "container `{0}` does not end although it was killed; it may wait for a disk or a network \
+         file system: look at it (ps -o stat,wchan), and try again"
+    )]
     Undying(String),
     /// No runtime program.
     #[error("no container runtime is installed; install crun, runc or youki")]
     NoRuntime,
     /// The runtime that was asked for is not there.
-    #[error("the runtime `{0}` is not installed")]
+    #[error("the runtime `{0}` is not installed; leave --runtime out, or name crun, runc or youki")]
     NoSuchRuntime(String),
     /// Containers want more than an ordinary user has.
     #[error(
@@ -93,8 +96,11 @@ pub enum Error {
     #[error("{0}")]
     Digest(#[from] crate::oci::digest::DigestError),
     /// The working directory cannot be made.
-    #[error("working directory {0}: {1}")]
+    #[error("working directory {0}: {1}; give another one (-w DIR)")]
     WorkingDirectory(PathBuf, #[source] io::Error),
+    /// The bundle's directory is somebody else's.
+    #[error("{0}: belongs to another user, who could reach the image through it; give a new one")]
+    BundleOfAnother(PathBuf),
     /// The bundle's directory is in use.
     #[error("{0}: exists already and is not empty; give a new directory")]
     BundleInTheWay(PathBuf),

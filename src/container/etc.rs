@@ -3,6 +3,7 @@
 //! the image's.
 
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::runtime::{Bind, Network};
@@ -42,6 +43,8 @@ pub(super) fn write(dir: &Path, names: &Names<'_>) -> io::Result<Vec<Bind>> {
     for (name, text) in NAMES.iter().zip(texts) {
         let source = dir.join(name);
         std::fs::write(&source, text)?;
+        // For all users of the container, whatever the umask of who makes it.
+        std::fs::set_permissions(&source, PermissionsExt::from_mode(0o644))?;
         binds.push(Bind {
             source,
             destination: Path::new("/etc").join(name),

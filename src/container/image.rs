@@ -43,13 +43,13 @@ pub enum DefaultsError {
     #[error("{0} is not in the cache any more; run the command again")]
     Missing(Digest),
     /// It makes no sense.
-    #[error("the image configuration cannot be read: {0}")]
+    #[error("the image configuration cannot be read: {0}; the image has to be built anew")]
     Config(#[from] serde_json::Error),
     /// The manifest makes no sense.
     #[error(transparent)]
     Manifest(#[from] crate::oci::manifest::ManifestError),
     /// It is an index.
-    #[error("{0} is an index of many platforms")]
+    #[error("{0} is an index of many platforms; choose one with --platform")]
     Index(Digest),
 }
 

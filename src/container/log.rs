@@ -116,11 +116,14 @@ pub fn read(
     };
     let mut line = Vec::new();
     if let Some(count) = show.tail {
-        let mut last = VecDeque::new();
+        let (mut last, mut whole) = (VecDeque::<Entry>::new(), 0);
         while let Some(entry) = next(&mut reader, &mut line)? {
+            whole += usize::from(entry.whole);
             last.push_back(entry);
-            while last.iter().filter(|e| e.whole).count() > count {
-                last.pop_front();
+            while whole > count
+                && let Some(gone) = last.pop_front()
+            {
+                whole -= usize::from(gone.whole);
             }
         }
         if count > 0 {

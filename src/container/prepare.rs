@@ -6,6 +6,7 @@ use crate::container::command::{self, arguments, entrypoint, environment};
 use crate::container::error::Error;
 use crate::container::etc::{self, Names};
 use crate::container::image::Defaults;
+use crate::container::record::Overrides;
 use crate::container::rootfs::Rootfs;
 use crate::container::signal;
 use crate::container::store::Container;
@@ -145,6 +146,14 @@ pub fn prepare(
     container.record.stop_signal = stop_signal;
     container.record.mounted_over = missing;
     container.record.process = Some(plan.process);
+    container.record.given = Overrides {
+        env: wishes.env.clone(),
+        entrypoint: wishes.entrypoint.as_deref().map(entrypoint),
+        command: wishes.command.clone(),
+        working_dir: wishes.working_dir.clone(),
+        user: wishes.user.clone(),
+        stop_signal: wishes.stop_signal.clone(),
+    };
     container.save()
 }
 

@@ -67,6 +67,27 @@ pub struct Record {
     pub process: Option<Process>,
     /// Which runtime has it.
     pub runtime: Option<RuntimeAt>,
+    /// What it was given; `commit` keeps it.
+    #[serde(default)]
+    pub given: Overrides,
+}
+
+/// What a container was given instead of what its image says.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Overrides {
+    /// `NAME=value`; a name alone took a variable away.
+    pub env: Vec<String>,
+    /// Instead of the image's entrypoint; empty for none at all.
+    pub entrypoint: Option<Vec<String>>,
+    /// Instead of the image's command.
+    pub command: Vec<String>,
+    /// Where its process started.
+    pub working_dir: Option<String>,
+    /// `user[:group]`.
+    pub user: Option<String>,
+    /// The signal that asks it to end.
+    pub stop_signal: Option<String>,
 }
 
 /// A runtime that was chosen.

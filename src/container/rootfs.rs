@@ -3,12 +3,12 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, fstat,
-    mkdirat, openat2, statat, unlinkat, utimensat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT, chmodat,
+    fstat, mkdirat, openat2, statat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -33,14 +33,17 @@ impl Rootfs {
 
     /// The file at `path`, at most `max` bytes of it; nothing when there is no such file.
     pub fn read(&self, path: &str, max: u64) -> io::Result<Vec<u8>> {
-        let file = match self.at(Path::new(path), OFlags::RDONLY | OFlags::NONBLOCK) {
-            Ok(fd) => File::from(fd),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(Vec::new()),
+        let mut bytes = Vec::new();
+        let found = match self.at(Path::new(path), OFlags::PATH) {
+            Ok(fd) => fd,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(bytes),
             Err(e) => return Err(e.into()),
         };
-        let mut bytes = Vec::new();
-        if file.metadata()?.is_file() {
-            file.take(max).read_to_end(&mut bytes)?;
+        // Opening a device can have an effect by itself: nothing is opened before its kind is known.
+        let stat = rustix::fs::fstat(&found)?;
+        if FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile {
+            let same = format!("/proc/self/fd/{}", found.as_raw_fd());
+            File::open(same)?.take(max).read_to_end(&mut bytes)?;
         }
         Ok(bytes)
     }
@@ -106,7 +109,9 @@ impl Rootfs {
                 Ok(_) => {}
                 Err(Errno::NOENT) => {
                     let above = self.at(&above, OFlags::PATH | OFlags::DIRECTORY)?;
-                    mkdirat(&above, name, Mode::from_raw_mode(0o755))?;
+                    mkdirat(&above, name, Mode::RWXU)?;
+                    // Past the caller's umask.
+                    chmodat(&above, name, Mode::from_raw_mode(0o755), AtFlags::empty())?;
                 }
                 Err(e) => return Err(e.into()),
             }

@@ -1,5 +1,6 @@
 //! Signals by name and number, as Docker's options and images write them (signal(7)).
 
+use rustix::process::Signal;
 use signal_hook::consts as c;
 
 /// Real-time signals, as the C library numbers them.
@@ -7,7 +8,7 @@ const RTMIN: i32 = 34;
 const RTMAX: i32 = 64;
 
 /// Names and numbers.
-const NAMES: [(&str, i32); 28] = [
+const NAMES: [(&str, i32); 33] = [
     ("HUP", c::SIGHUP),
     ("INT", c::SIGINT),
     ("QUIT", c::SIGQUIT),
@@ -36,6 +37,11 @@ const NAMES: [(&str, i32); 28] = [
     ("PROF", c::SIGPROF),
     ("WINCH", c::SIGWINCH),
     ("IO", c::SIGIO),
+    ("POLL", c::SIGIO),
+    ("IOT", c::SIGABRT),
+    ("SYS", c::SIGSYS),
+    ("PWR", Signal::POWER.as_raw()),
+    ("STKFLT", Signal::STKFLT.as_raw()),
 ];
 
 /// No such signal.
@@ -82,6 +88,10 @@ mod tests {
             ("SIGRTMIN+3", 37),
             ("RTMAX-1", 63),
             ("RTMIN", 34),
+            ("SIGSYS", 31),
+            ("PWR", 30),
+            ("STKFLT", 16),
+            ("POLL", 29),
         ] {
             assert_eq!(parse(text), Ok(number), "{text}");
         }

@@ -31,7 +31,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::cache::Cache;
 use crate::container::error::Error;
-use crate::container::record::{Record, Status, VERSION, now};
+use crate::container::record::{Overrides, Record, Status, VERSION, now};
 use crate::container::rootfs::Rootfs;
 use crate::mount::{mountpoint, record};
 
@@ -221,6 +221,7 @@ impl Store {
             mounted_over: Vec::new(),
             process: None,
             runtime: None,
+            given: Overrides::default(),
         };
         record.write(&dir).map_err(failed)?;
         let container = Container { dir, record };

@@ -104,7 +104,11 @@ pub fn supervise(
         Err(_) if container.record.started.is_none() => container.record.remove = true,
         Err(_) => {}
     }
-    container.finish(outcome.as_ref().copied().unwrap_or(u8::MAX))?;
+    let finished = container.finish(outcome.as_ref().copied().unwrap_or(u8::MAX));
+    if let Err(error) = finished {
+        // How its process ended is what was asked for, and the next command looks after the rest.
+        tracing::warn!(%error, "the container is not taken down");
+    }
     outcome
 }
 

@@ -2,6 +2,7 @@
 //! own volumes.
 
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use crate::container::copy;
@@ -35,10 +36,12 @@ pub enum VolumeError {
     #[error("volume `{0}`: option `{1}` is not known (ro, rw, z, Z are)")]
     Option(String, String),
     /// Two for one place.
-    #[error("two volumes for {0}")]
+    #[error("two volumes for {0}; leave one of them out")]
     Twice(PathBuf),
     /// The contents of the image could not be copied.
-    #[error("volume {0}: cannot copy what the image has there: {1}")]
+    #[error(
+        "volume {0}: cannot copy what the image has there: {1}; give a directory instead (-v DIR:{0})"
+    )]
     Copy(PathBuf, #[source] io::Error),
 }
 
@@ -149,7 +152,14 @@ pub fn binds(
 
 fn anonymous(destination: PathBuf, rootfs: &Rootfs, dir: &Path) -> Result<Bind, VolumeError> {
     let failed = |e: io::Error| VolumeError::Copy(destination.clone(), e);
-    std::fs::create_dir_all(dir).map_err(failed)?;
+    // What is in there may be set-id, and is for the container alone.
+    let mut private = std::fs::DirBuilder::new();
+    let private = private.recursive(true).mode(0o700);
+    private
+        .create(dir.parent().unwrap_or(dir))
+        .map_err(failed)?;
+    std::fs::create_dir(dir).map_err(failed)?;
+    std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).map_err(failed)?;
     if let Some(from) = rootfs.directory(&destination).map_err(failed)? {
         let to = std::fs::File::open(dir).map_err(failed)?;
         copy::directory(from, to.into()).map_err(failed)?;

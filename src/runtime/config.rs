@@ -1,5 +1,7 @@
 //! From what a container is to be to its `config.json`.
 
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use oci_spec::OciSpecError;
@@ -121,7 +123,7 @@ pub struct Limits {
     /// Thousandths of a CPU.
     pub millicpus: Option<u64>,
     /// Processes and threads.
-    pub pids: Option<u32>,
+    pub pids: Option<i64>,
 }
 
 /// Why there is no `config.json`.
@@ -160,7 +162,11 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), ConfigEr
         source,
     };
     let bytes = serde_json::to_vec_pretty(value).map_err(|e| failed(e.into()))?;
-    std::fs::write(path, bytes).map_err(failed)
+    // The environment in it may be secret.
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true).mode(0o600);
+    let mut file = options.open(path).map_err(failed)?;
+    file.write_all(&bytes).map_err(failed)
 }
 
 fn spec(plan: &Plan) -> Result<oci::Spec, ConfigError> {
@@ -324,6 +330,42 @@ mod tests {
         let capabilities = &json(&plan)["process"]["capabilities"];
         assert_eq!(capabilities["effective"], serde_json::json!([]));
         assert_eq!(capabilities["bounding"].as_array().unwrap().len(), 14);
+    }
+
+    #[test]
+    fn what_lies_deeper_is_mounted_later() {
+        let mut plan = plan();
+        let bind = |destination: &str| Bind {
+            source: "/srv".into(),
+            destination: destination.into(),
+            read_only: false,
+        };
+        plan.binds = vec![
+            bind("/etc/hosts"),
+            bind("/data/a/b"),
+            bind("/etc"),
+            bind("/dev/shm"),
+        ];
+        plan.tmpfs = vec![Tmpfs {
+            destination: "/data/a".into(),
+            options: Vec::new(),
+        }];
+        let places = |plan: &Plan| -> Vec<String> {
+            let spec = json(plan);
+            let mounts = spec["mounts"].as_array().unwrap().clone();
+            let place = |m: &serde_json::Value| m["destination"].as_str().unwrap().to_owned();
+            mounts.iter().map(place).collect()
+        };
+        let all = places(&plan);
+        let at = |path: &str| all.iter().position(|p| p == path).unwrap();
+        assert!(
+            at("/etc") < at("/etc/hosts") && at("/data/a") < at("/data/a/b"),
+            "{all:?}"
+        );
+        let shm = all.iter().filter(|p| *p == "/dev/shm");
+        assert_eq!(shm.count(), 1, "the user's takes its place: {all:?}");
+        plan.binds = vec![bind("/dev")];
+        assert!(!places(&plan).iter().any(|p| p.starts_with("/dev/")));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use oci_spec::runtime::Mount;
 use crate::runtime::config::{Bind, Plan, Tmpfs};
 
 /// Mounts in the order in which they have to be made: `/proc`, `/dev` and its kin, `/sys`, then what
-/// the user asked for.
+/// the user asked for, which takes the place of any of the former; what lies deeper comes later, or it
+/// would be hidden (as in Docker).
 pub(super) fn mounts(plan: &Plan) -> Vec<Mount> {
     let shm = format!("size={}", plan.shm_bytes);
     let mut mounts = vec![
@@ -56,8 +57,17 @@ pub(super) fn mounts(plan: &Plan) -> Vec<Mount> {
             &["nosuid", "noexec", "nodev", "relatime", "ro"],
         ),
     ];
-    mounts.extend(plan.binds.iter().map(bind));
-    mounts.extend(plan.tmpfs.iter().map(tmpfs));
+    let mut wanted: Vec<Mount> = plan.binds.iter().map(bind).collect();
+    wanted.extend(plan.tmpfs.iter().map(tmpfs));
+    wanted.sort_by_key(|m| m.destination().components().count());
+    let taken = |path: &Path| wanted.iter().any(|m| m.destination() == path);
+    mounts.retain(|m| {
+        let at = m.destination();
+        // Whoever brings a /dev brings all of it.
+        let brought = at.starts_with("/dev") && taken(Path::new("/dev"));
+        !taken(at) && !brought
+    });
+    mounts.extend(wanted);
     mounts
 }
 

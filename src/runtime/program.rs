@@ -87,7 +87,9 @@ pub fn find(wanted: Option<&str>, root: &Path) -> Vec<Program> {
 
 fn locate(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
-        return Some(PathBuf::from(name)).filter(|path| path.is_file());
+        // It is recorded, for commands in other directories.
+        let path = Path::new(name).canonicalize().ok();
+        return path.filter(|path| path.is_file());
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let listed = std::env::split_paths(&path).chain(PLACES.map(PathBuf::from));

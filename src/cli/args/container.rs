@@ -79,9 +79,14 @@ pub struct ProcessArgs {
     /// Most processor time, in processors
     #[arg(long, value_name = "NUMBER", value_parser = millicpus)]
     pub cpus: Option<u64>,
-    /// Most processes
-    #[arg(long, value_name = "NUMBER")]
-    pub pids_limit: Option<u32>,
+    /// Most processes; -1 for no limit
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        value_parser = clap::value_parser!(i64).range(-1..),
+        allow_negative_numbers = true
+    )]
+    pub pids_limit: Option<i64>,
     /// Size of /dev/shm [default: 64m]
     #[arg(long, value_name = "BYTES[k|m|g]", value_parser = size)]
     pub shm_size: Option<u64>,
@@ -229,7 +234,7 @@ pub struct LogsArgs {
     #[arg(short, long)]
     pub follow: bool,
     /// Only the last lines [default: all]
-    #[arg(short = 'n', long, value_name = "NUMBER")]
+    #[arg(short = 'n', long, value_name = "NUMBER|all", value_parser = tail)]
     pub tail: Option<usize>,
     /// The time before each line
     #[arg(short, long)]
@@ -309,6 +314,16 @@ fn size(text: &str) -> Result<u64, String> {
     let number: Option<u64> = digits.parse().ok().filter(|n| *n > 0);
     let bytes = number.and_then(|n| n.checked_mul(1 << shift));
     bytes.ok_or_else(|| "expected a size: 512, 64k, 64m, 2g".to_owned())
+}
+
+/// A number of lines. All of them are as many as there may be.
+fn tail(text: &str) -> Result<usize, String> {
+    match text {
+        "all" => Ok(usize::MAX),
+        _ => text
+            .parse()
+            .map_err(|_| "expected a number of lines, or all".to_owned()),
+    }
 }
 
 /// `1.5` processors in thousandths.
