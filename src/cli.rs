@@ -88,7 +88,10 @@ pub fn run(words: Vec<OsString>) -> ExitCode {
                 failure = failure.with_hint(&did_you_mean(meant));
             }
             output::print_failure(&failure, verbose);
-            ExitCode::FAILURE
+            match in_container {
+                true => ExitCode::from(run::OWN_FAILURE),
+                false => ExitCode::from(failure.exit_code()),
+            }
         }
     }
 }
@@ -108,7 +111,7 @@ fn usage(error: &clap::Error, in_container: bool) -> ExitCode {
 }
 
 fn dispatch(args: Args) -> Result<ExitCode, Failure> {
-    let settings = Settings::load(&args.global)?;
+    let settings = settings(&args)?;
     match args.command {
         Command::Mount(mount) => return mount::mount(&mount, &args.global, settings),
         Command::Umount(umount) => mount::umount(&umount)?,
@@ -141,6 +144,25 @@ fn dispatch(args: Args) -> Result<ExitCode, Failure> {
         Command::Worker | Command::Keeper => {}
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What files that cannot be read say must not keep anybody from ending a mount or from seeing what
+/// there is, and is nothing to commands that ask for no settings.
+fn settings(args: &Args) -> Result<Settings, Failure> {
+    use Command as C;
+    let loaded = Settings::load(&args.global);
+    match (loaded, &args.command) {
+        (Ok(settings), _) => Ok(settings),
+        (
+            Err(_),
+            C::Umount(_) | C::Stats(_) | C::Why(_) | C::Key(_) | C::Completions { .. } | C::Man(_),
+        ) => Ok(Settings::without_files(&args.global)),
+        (Err(failure), C::Ps(_) | C::Doctor(_)) => {
+            output::note(failure.message());
+            Ok(Settings::without_files(&args.global))
+        }
+        (Err(failure), _) => Err(failure),
+    }
 }
 
 /// The log goes to standard error, which for a worker in the background is the log file.

@@ -33,7 +33,10 @@ fn served(place: &Place) -> Option<Registry> {
         .dir("tmp", DIR)
         .file("bin/busybox", program, &busybox)
         .file("noise", FILE, &noise);
-    layout::write(&place.path("image"), &[layer.tar()], Pack::Gzip);
+    // Nothing for the programs of this machine that get the command into the image.
+    let env = serde_json::json!({ "Env": ["PATH=/in/the/image", "--help=me", "IFS=x"] });
+    let spoil: layout::Spoil<'_> = &|parts| parts.config = env.clone();
+    layout::write_spoilt(&place.path("image"), &[layer.tar()], Pack::Gzip, spoil);
     Some(Registry::serve(place.path("image")))
 }
 

@@ -194,4 +194,62 @@ fn configuration_files_are_read_and_checked() {
         text.contains("config.toml") && text.contains("cache_directory"),
         "{text}"
     );
+    // What needs no settings works, and a list says what is wrong; a container's own code may be 1.
+    let with = |args: &[&str]| {
+        let mut command = place.rsmount();
+        command.env("XDG_CONFIG_HOME", place.path("config"));
+        command.args(args).output().unwrap()
+    };
+    for args in [&["completions", "bash"][..], &["man"], &["ps"]] {
+        let output = with(args);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let told = String::from_utf8_lossy(&output.stderr).contains("config.toml");
+        assert_eq!(told, args == ["ps"], "{output:?}");
+    }
+    let mnt = place.mnt();
+    let umount = String::from_utf8(with(&["umount", mnt.to_str().unwrap()]).stderr).unwrap();
+    assert!(umount.contains("no image is mounted here"), "{umount}");
+    for args in [&["run", "oci:x", "true"][..], &["exec", "x", "true"]] {
+        assert_eq!(with(args).status.code(), Some(125));
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_apart_from_failure() {
+    let place = Place::new();
+    let mnt = place.mnt();
+    let mnt = mnt.to_str().unwrap();
+    for args in [
+        &["-o", "sideways", "oci:none", mnt][..],
+        &["-o", "rw", "oci:none", mnt],
+        &["cat", "oci:none"],
+        &["images", "--filter", "colour=red"],
+    ] {
+        let output = place.run(args);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+    }
+    for (name, value, args) in [
+        ("RSMOUNT_ON_OUTAGE", "never", &["images"][..]),
+        ("RSMOUNT_FILL", "perhaps", &["images"]),
+        ("RSMOUNT_ENGINE", "steam", &["images"]),
+        (
+            "SOURCE_DATE_EPOCH",
+            "18446744073709551615",
+            &["commit", mnt, "x"],
+        ),
+    ] {
+        // A place that could be committed.
+        std::fs::write(place.mnt().join("rsmount.json"), "{}").unwrap();
+        let output = place
+            .rsmount()
+            .env(name, value)
+            .args(args)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(
+            String::from_utf8_lossy(&output.stderr).contains(name),
+            "{output:?}"
+        );
+    }
 }

@@ -21,7 +21,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use support::layout::{self, DIR, FILE, Layer, Meta, Pack};
-use support::place::{Place, can_mount};
+use support::place::{Mounted, Place, can_mount};
 
 /// A small image with every kind of node.
 fn sample() -> Vec<Vec<u8>> {
@@ -86,6 +86,27 @@ fn place_with(tars: &[Vec<u8>], pack: Pack) -> Place {
     let place = Place::new();
     layout::write(&place.path("image"), tars, pack);
     place
+}
+
+#[test]
+fn a_log_that_cannot_be_written_keeps_nothing_from_being_mounted() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    layout::write(&place.path("image"), &sample(), Pack::Gzip);
+    std::fs::write(place.path("file"), "").unwrap();
+    let image = format!("oci:{}", place.path("image").display());
+    let mut mount = place.rsmount();
+    mount.env("RSMOUNT_LOG_FILE", place.path("file/below/log"));
+    let output = mount
+        .args(["-q", &image])
+        .arg(place.mnt())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let mounted = Mounted::adopt(&place);
+    assert_eq!(std::fs::read(mounted.path("etc/new")).unwrap(), b"new\n");
 }
 
 #[test]

@@ -231,7 +231,13 @@ pub struct ReachArgs {
     )]
     pub insecure_registry: Vec<String>,
     /// More certificate authorities, PEM; can be given again
-    #[arg(long, value_name = "FILE", display_order = 10)]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "RSMOUNT_CA_FILE",
+        hide_env_values = true,
+        display_order = 10
+    )]
     pub ca_file: Vec<PathBuf>,
     /// Where mirrors are configured, as containerd's hosts.toml [default: certs.d beside the
     /// configuration files, then /etc/containerd/certs.d]
@@ -276,6 +282,8 @@ pub struct MountArgs {
         long,
         value_name = "wait|eio|SECONDS",
         value_parser = on_outage,
+        env = "RSMOUNT_ON_OUTAGE",
+        hide_env_values = true,
         display_order = 5
     )]
     pub on_outage: Option<Outage>,

@@ -246,17 +246,17 @@ fn apply_option(request: &mut MountRequest, option: &str) -> Result<(), Failure>
         "ro" if request.upper.is_none() => {}
         "rw" if request.upper.is_some() => {}
         "ro" => {
-            return Err(Failure::new(
+            return Err(Failure::usage(
                 "--upper and --tmp make the mount writable; leave out the option ro, or them",
             ));
         }
         "rw" => {
-            return Err(Failure::new(
+            return Err(Failure::usage(
                 "an image is read-only; for a writable mount give --upper DIR or --tmp",
             ));
         }
         other => {
-            return Err(Failure::new(format!(
+            return Err(Failure::usage(format!(
                 "mount option `{other}` is not known (suid, dev, noexec, allow_other are)"
             )));
         }

@@ -17,6 +17,7 @@ static FAILED: Mutex<Option<io::Error>> = Mutex::new(None);
 pub(crate) struct Failure {
     message: String,
     causes: Vec<String>,
+    usage: bool,
 }
 
 impl Failure {
@@ -24,12 +25,31 @@ impl Failure {
         Failure {
             message: message.into(),
             causes: Vec::new(),
+            usage: false,
         }
+    }
+
+    /// Wrong usage that the parser of the command line does not see.
+    pub(crate) fn usage(message: impl Into<String>) -> Failure {
+        Failure {
+            usage: true,
+            ..Failure::new(message)
+        }
+    }
+
+    /// 1 failed, 2 wrong usage.
+    pub(crate) fn exit_code(&self) -> u8 {
+        if self.usage { 2 } else { 1 }
     }
 
     pub(crate) fn with_causes(mut self, causes: Vec<String>) -> Failure {
         self.causes = causes;
         self
+    }
+
+    /// The one line.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
     }
 
     /// With a word in front that says where it happened.

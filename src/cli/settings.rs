@@ -3,13 +3,14 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use serde::Deserialize;
 
 use crate::cli::args::cache::bytes;
-use crate::cli::args::{Global, on_outage};
+use crate::cli::args::{EngineArg, FillArg, Global, on_outage};
 use crate::cli::output::Failure;
 use crate::content::{Fill, Outage};
-use crate::mount::{Pull, Sandbox, TrustIndex, privilege};
+use crate::mount::{Engine, Pull, Sandbox, TrustIndex, privilege};
 
 /// What a configuration file may hold.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -72,6 +73,8 @@ pub(crate) struct Settings {
     pub(crate) fill: Option<Fill>,
     pub(crate) trust_index: Option<TrustIndex>,
     pub(crate) sandbox: Option<Sandbox>,
+    /// From the environment; files say nothing of it.
+    pub(crate) engine: Option<Engine>,
     /// Read when they are needed: a key that is missing must not keep anybody from unmounting.
     pub(crate) trusted_keys: Vec<KeyName>,
     pub(crate) insecure_registries: Vec<String>,
@@ -85,7 +88,7 @@ impl Settings {
     pub(crate) fn load(global: &Global) -> Result<Settings, Failure> {
         let mut settings = Settings {
             cache_size: global.cache_size,
-            ..Settings::default()
+            ..Settings::from_environment()?
         };
         let mut cache_dir = global.cache_dir.clone();
         for path in config_paths() {
@@ -101,6 +104,29 @@ impl Settings {
         settings.cache_dir = std::path::absolute(&cache_dir)
             .map_err(|e| Failure::new(format!("{}: {e}", cache_dir.display())))?;
         Ok(settings)
+    }
+
+    /// What commands without a flag for it take from the environment as well.
+    fn from_environment() -> Result<Settings, Failure> {
+        let fill = variable("RSMOUNT_FILL", |text| FillArg::from_str(text, false))?;
+        let engine = variable("RSMOUNT_ENGINE", |text| EngineArg::from_str(text, false))?;
+        Ok(Settings {
+            fill: fill.map(Fill::from),
+            engine: engine.map(Engine::from),
+            on_outage: variable("RSMOUNT_ON_OUTAGE", on_outage)?,
+            ..Settings::default()
+        })
+    }
+
+    /// What holds when the files cannot be read.
+    pub(crate) fn without_files(global: &Global) -> Settings {
+        let cache_dir = global.cache_dir.clone().or_else(default_cache_dir);
+        let cache_dir = cache_dir.and_then(|dir| std::path::absolute(dir).ok());
+        Settings {
+            cache_dir: cache_dir.unwrap_or_else(|| "/var/lib/rsmount".into()),
+            cache_size: global.cache_size,
+            ..Settings::default()
+        }
     }
 
     /// Adds what a file in `directory` says to what those before it have said.
@@ -124,6 +150,16 @@ impl Settings {
         self.ca_files
             .extend(file.ca_files.iter().map(|ca| directory.join(ca)));
     }
+}
+
+/// What a variable says, if it is set to anything.
+fn variable<T>(
+    name: &str,
+    parse: impl Fn(&str) -> Result<T, String>,
+) -> Result<Option<T>, Failure> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty());
+    let parsed = text.map(|text| parse(&text)).transpose();
+    parsed.map_err(|why| Failure::usage(format!("{name}: {why}")))
 }
 
 /// A number of bytes, or text as `--cache-size` takes it.

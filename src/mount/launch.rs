@@ -181,8 +181,10 @@ fn stderr_of_worker(request: &MountRequest, log: &PathBuf) -> io::Result<Stdio> 
     if request.foreground {
         return Ok(Stdio::inherit());
     }
-    if let Some(dir) = log.parent() {
-        std::fs::create_dir_all(dir)?;
+    if let Some(dir) = log.parent()
+        && let Err(error) = std::fs::create_dir_all(dir)
+    {
+        tracing::debug!(%error, dir = %dir.display(), "no directory for the log");
     }
     let opened = OpenOptions::new()
         .append(true)

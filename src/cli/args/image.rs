@@ -252,7 +252,12 @@ pub struct HostArgs {
     )]
     pub insecure_registry: Vec<String>,
     /// More certificate authorities, PEM; can be given again
-    #[arg(long, value_name = "FILE")]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "RSMOUNT_CA_FILE",
+        hide_env_values = true
+    )]
     pub ca_file: Vec<PathBuf>,
     /// Where mirrors are configured, as containerd's hosts.toml [default: certs.d beside the
     /// configuration files, then /etc/containerd/certs.d]
@@ -329,7 +334,12 @@ pub struct LoadArgs {
     #[arg(long, value_name = "IMAGE")]
     pub name: Option<String>,
     /// Platform of a multi-platform image [default: this machine's]
-    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    #[arg(
+        long,
+        value_name = "OS/ARCH[/VARIANT]",
+        env = "RSMOUNT_PLATFORM",
+        hide_env_values = true
+    )]
     pub platform: Option<String>,
 }
 

@@ -27,7 +27,8 @@ if [ -d "$root/proc" ]; then mount -t proc proc "$root/proc"; fi
 for directory in /tmp /run; do
     if [ -d "$root$directory" ]; then mount -t tmpfs -o mode=1777 tmpfs "$root$directory"; fi
 done
-exec chroot "$root" "$@"
+# Only now: the programs above are this machine's.
+exec env -i -- "$@"
 "#;
 
 /// What is run, and with which environment.
@@ -108,11 +109,20 @@ fn enter(root: &Path, job: &Job) -> Command {
     command
         .args(["sh", "-c", ENTER, "sh"])
         .arg(root)
+        .args(job.environment.iter().filter(|e| e.contains('=')))
+        .arg(chroot())
+        .arg(root)
         .args(&job.command);
     command
-        .env_clear()
-        .envs(job.environment.iter().filter_map(|e| e.split_once('=')));
-    command
+}
+
+/// This machine's program, by its path: the image's `PATH` holds where it is looked for.
+fn chroot() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+    let mut programs = dirs.map(|dir| dir.join("chroot"));
+    let found = programs.find(|path| path.is_absolute() && path.is_file());
+    found.unwrap_or_else(|| "chroot".into())
 }
 
 /// Runs a program, which gets `ask` when it is time to stop.

@@ -73,7 +73,7 @@ fn open(
 
 fn parse(typed: &OsStr) -> Result<ImagePath, Failure> {
     let parsed = ImagePath::parse(typed.as_bytes());
-    parsed.ok_or_else(|| Failure::new(format!("{}: not the name of an image", typed.display())))
+    parsed.ok_or_else(|| Failure::usage(format!("{}: not the name of an image", typed.display())))
 }
 
 /// The same where a path is needed.
@@ -81,7 +81,7 @@ fn parse_file(typed: &OsStr) -> Result<ImagePath, Failure> {
     let parsed = parse(typed)?;
     if parsed.path.is_none() {
         let shown = typed.display();
-        return Err(Failure::new(format!(
+        return Err(Failure::usage(format!(
             "{shown}: names no path in an image (expected IMAGE:/path, as in debian:12:/etc/passwd)"
         )));
     }

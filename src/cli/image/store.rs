@@ -139,7 +139,7 @@ fn filter(args: &ImagesArgs) -> Result<Filter, Failure> {
     };
     for pair in &args.filter {
         let refuse = || {
-            Failure::new(format!(
+            Failure::usage(format!(
                 "--filter {pair}: expected reference=NAME, platform=OS/ARCH, mounted=true|false or \
                  complete=true|false"
             ))

@@ -30,9 +30,10 @@ enum Answer {
     Failed(String),
 }
 
-/// Looks for the credentials of `reference` as [`Source::from_environment`] says; for who asks.
+/// Looks for the credentials of `reference` as [`Source::from_environment`] says; for who asks. What the
+/// environment has for the registry that a command names, who asks has as well.
 pub async fn look_up(reference: &Reference) -> Vec<u8> {
-    let answer = match Source::from_environment().find(reference).await {
+    let answer = match Source::from_environment(None).find(reference).await {
         Ok(None) => Answer::Nothing,
         Ok(Some(Credentials::Password { username, password })) => Answer::Password {
             username,
