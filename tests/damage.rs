@@ -95,7 +95,9 @@ impl Damage {
                 // Of the small files, what matters is the digest.
                 let digest = bytes.windows(7).position(|w| w == b"sha256:");
                 let json = digest.filter(|_| bytes.starts_with(b"{"));
-                bytes[json.map_or(middle, |at| at + 9)] ^= 1;
+                // Of a bitmap the middle may lie behind the last page.
+                let third = bytes.len() / 3;
+                bytes[json.map_or(third, |at| at + 9)] ^= 1;
             }
             Damage::Swapped => bytes = std::fs::read(other).unwrap(),
             // What a file begins with says what it is; a page store has its version above it.

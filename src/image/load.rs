@@ -161,6 +161,8 @@ impl Loading<'_> {
             taken.and_then(|()| self.check_whole(&image))
         });
         if let Err(error) = taken {
+            // The other layers end, or are given up, before anybody looks what has come.
+            drop(runtime);
             let mut reach = Reach::default();
             reach.add(self.cache, &top);
             reach::drop_unreachable(self.cache, &reach)?;

@@ -22,9 +22,12 @@ pub(crate) struct Foreknown {
 }
 
 impl Foreknown {
-    /// `fs`, told what readers will probably want.
+    /// `fs`, told what readers will probably want. What is pushed counts as touched, so the first start
+    /// of a command on this machine is not told what other commands read: its profile would be theirs.
     pub(crate) fn told(&self, fs: ImageFs) -> Arc<ImageFs> {
-        fs.foresee(self.addresses(&fs));
+        if self.pack.is_some() || !fs.content().is_learning() {
+            fs.foresee(self.addresses(&fs));
+        }
         Arc::new(fs)
     }
 
