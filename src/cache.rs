@@ -72,7 +72,7 @@ pub use documents::{DOCUMENT_BYTES_MAX, RememberedTag};
 pub use error::CacheError;
 pub use fetching::FetchRight;
 pub use ingest::{Begin, NewLayer};
-pub use layers::{INDEX_BYTES_MAX, StoredLayer};
+pub use layers::{HeldIndex, INDEX_BYTES_MAX, StoredLayer};
 pub use mapped::Mapped;
 pub use pages::{ADDRESS_BYTES_MAX, PAGE_BYTES, Pages, Presence};
 pub use pins::Pin;

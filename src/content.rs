@@ -74,10 +74,11 @@ pub enum Outage {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fill {
-    /// When readers have been quiet for a while, after one had to wait at all.
+    /// When readers have been quiet for a while, after one had to wait at all. Where a pack has yet to
+    /// be compared with its layers, or what earlier starts touched is absent, none has to.
     #[default]
     Auto,
-    /// Never.
+    /// Never; packs then stay unproven.
     Never,
     /// At once.
     Now,
@@ -96,9 +97,13 @@ pub struct Options {
     pub is_known: bool,
 }
 
+/// Waits until readers want nothing, or for a moment: whoever streams for nobody in particular asks it
+/// before each piece.
+pub type Gate = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// Streams a layer whose index somebody else made, compares, and gives the layer's own pages;
 /// [`Error::Lie`] when the index is not that of the layer.
-pub type Prove = Arc<dyn Fn() -> BoxFuture<'static, Result<Pages, Error>> + Send + Sync>;
+pub type Prove = Arc<dyn Fn(Gate) -> BoxFuture<'static, Result<Pages, Error>> + Send + Sync>;
 
 /// One layer: what is known of it, what is present of it, and where the rest is.
 #[derive(Clone)]
@@ -167,6 +172,13 @@ pub enum Notice {
 /// Hears notices.
 pub type OnNotice = Box<dyn Fn(Notice) + Send + Sync>;
 
+/// Who hears notices, and those that came before there was anybody.
+#[derive(Default)]
+struct Notices {
+    hears: Option<Arc<OnNotice>>,
+    early: Vec<Notice>,
+}
+
 /// The bytes of the layers of one image.
 pub struct Content {
     layers: Vec<Layer>,
@@ -186,7 +198,7 @@ pub struct Content {
     recorder: Recorder,
     /// Whether no start like this one was recorded, and this one goes on.
     learning: AtomicBool,
-    on_notice: OnceLock<OnNotice>,
+    notices: Mutex<Notices>,
     runtime: OnceLock<Result<Runtime, String>>,
 }
 
@@ -244,7 +256,7 @@ impl Content {
             })),
             foreseen: Foreseen::default(),
             recorder,
-            on_notice: OnceLock::new(),
+            notices: Mutex::default(),
             runtime: runtime.map_or_else(OnceLock::new, |r| OnceLock::from(Ok(r))),
         })
     }
@@ -252,7 +264,13 @@ impl Content {
     /// Starts what does not wait for a reader: [`Fill::Now`], the proof of packs, and the prefetch of
     /// what earlier starts touched.
     pub fn start(self: &Arc<Self>, on_notice: OnNotice) {
-        let _set_once = self.on_notice.set(on_notice);
+        let (on_notice, early) = {
+            let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+            let on_notice: Arc<OnNotice> = Arc::new(on_notice);
+            notices.hears = Some(on_notice.clone());
+            (on_notice, std::mem::take(&mut notices.early))
+        };
+        early.into_iter().for_each(|notice| on_notice(notice));
         let unproven = self.layers.iter().any(|l| l.source.prove.is_some());
         if (self.options.fill == Fill::Now && !self.is_complete() || unproven || self.is_expected())
             && let Err(error) = self.begin()
@@ -298,7 +316,14 @@ impl Content {
     }
 
     fn notify(&self, notice: Notice) {
-        if let Some(on_notice) = self.on_notice.get() {
+        let hears = {
+            let mut notices = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+            if notices.hears.is_none() {
+                notices.early.push(notice);
+            }
+            notices.hears.clone()
+        };
+        if let Some(on_notice) = hears {
             on_notice(notice);
         }
     }
@@ -306,6 +331,15 @@ impl Content {
     /// Whether a pack was found to lie.
     pub fn is_poisoned(&self) -> bool {
         self.poisoned.load(Ordering::SeqCst)
+    }
+
+    /// Somebody else has found out that the pack lies, which this content may have given out.
+    pub fn is_found_out(&self) {
+        let unproven = |l: &Layer| l.source.prove.is_some() && l.proven.get().is_none();
+        if !self.is_poisoned() && self.layers.iter().any(unproven) {
+            tracing::error!("another mount has found the pack to lie: nothing more is given out");
+            self.poison();
+        }
     }
 
     /// Nothing is given out from now on.

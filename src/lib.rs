@@ -37,8 +37,10 @@
 //!
 //! # Invariants
 //!
-//! - Bytes reach a reader only after their SHA-256 has matched the manifest or an index made from
-//!   verified bytes, and, when they come from our own disk, after their page's CRC32C has matched.
+//! - Bytes reach a reader only after their SHA-256 has matched the manifest, or an index made from
+//!   verified bytes, or a pack that the mount's trust rule admits and that is compared with the layers
+//!   behind the mount; and, when they come from our own disk, after their page's CRC32C has matched. The
+//!   kernel is lent files of which every page was seen to have its sum in the same boot.
 //! - Whiteouts act on lower layers only: they are a list of their own ([`layer::LayerIndex`]).
 //! - The merged tree is immutable; inode numbers depend on the layers alone.
 //! - FUSE threads never wait for the network.

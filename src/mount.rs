@@ -30,6 +30,7 @@ mod narrow;
 mod overlay;
 mod own_layer;
 mod pack;
+mod pack_begun;
 mod parcel;
 pub mod pin;
 pub mod privilege;

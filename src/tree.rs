@@ -16,6 +16,7 @@
 
 pub mod dump;
 pub mod error;
+mod identity;
 pub mod merge;
 pub mod node;
 pub mod stored;

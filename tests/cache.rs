@@ -374,3 +374,18 @@ fn readers_an_evictor_and_a_fetcher_race_for_one_span() {
     );
     println!("{reads} reads right, {overtaken} found bytes absent, {fetched} pieces stored anew");
 }
+
+/// A mount that knows its tree has not looked into its indexes yet.
+#[test]
+fn a_mount_outlives_its_cache_being_pruned() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(4);
+    let image = registry.image();
+    drop(place.mount_image(&image, &["--engine", "fuse"]));
+    place.ok(&["cache", "prune", "--data"]);
+    let mounted = place.mount_image(&image, &["--engine", "fuse", "--fill", "never"]);
+    place.ok(&["cache", "prune", "--all"]);
+    assert!(read_anew(&mounted.path("d/1")).unwrap() == noise(2 * MIB, 1));
+}

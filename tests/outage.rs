@@ -261,3 +261,63 @@ fn a_soak_leaks_nothing_and_ends_with_whole_trees() {
     );
     assert!(Path::new(&directories[0]).exists());
 }
+
+/// What a published pack is made of: `d/0` was read.
+fn packed() -> (Place, Registry) {
+    let (place, registry) = served(2);
+    let options = ["--fill", "never", "--engine", "fuse"];
+    let mounted = place.mount_image(&registry.image(), &options);
+    std::fs::read(mounted.path("d/0")).unwrap();
+    drop(mounted);
+    place.ok(&["-q", "publish", &registry.image()]);
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    (place, registry)
+}
+
+/// Who waits for pages that come with a pack waits no longer than who waits for others, and `ps` says
+/// so.
+#[test]
+fn pages_of_a_pack_that_do_not_come_are_an_outage() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = packed();
+    // All but small documents: the answers are there, and their bytes are not.
+    *registry.control.held_range.lock().unwrap() = Some(64 << 10..u64::MAX);
+    let options = ["--fill", "never", "--on-outage", "4"];
+    let mounted = place.mount_image(&registry.image(), &options);
+    let path = mounted.path("d/0");
+    let reader = std::thread::spawn(move || std::fs::read(path));
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let mut stalled = false;
+    while !reader.is_finished() {
+        let listed: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
+        stalled |= listed[0]["state"] == "stalled";
+        assert!(Instant::now() < deadline, "the reader waits and waits");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let failed = reader.join().unwrap().unwrap_err();
+    assert_eq!(
+        failed.raw_os_error(),
+        Some(rustix::io::Errno::IO.raw_os_error())
+    );
+    assert!(stalled, "nobody was told");
+    *registry.control.held_range.lock().unwrap() = None;
+    assert!(std::fs::read(mounted.path("d/0")).unwrap() == noise(0));
+}
+
+#[test]
+fn a_pack_that_does_not_come_is_not_waited_for() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = packed();
+    registry.control.mute.store(true, SeqCst);
+    let began = Instant::now();
+    let mounted = place.mount_image(&registry.image(), &["--fill", "never"]);
+    let took = began.elapsed();
+    // A try alone is given half a minute, and there would be three of them.
+    assert!(took < Duration::from_secs(25), "{took:?}");
+    registry.control.mute.store(false, SeqCst);
+    assert!(std::fs::read(mounted.path("d/0")).unwrap() == noise(0));
+}

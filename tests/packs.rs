@@ -9,10 +9,13 @@ use std::os::unix::fs::FileExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rsmount::blob::ByteRange;
+use rsmount::content::Profile;
+use rsmount::layer::{EntryKind, LayerPath};
 use rsmount::oci::{Digest, Reference};
 use rsmount::pack::hot::HotWriter;
 use rsmount::pack::manifest::MANIFEST;
-use rsmount::pack::{HotRange, Meta, PackManifest};
+use rsmount::pack::{Meta, PackManifest};
 use rsmount::registry::{Registry, Settings};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -169,6 +172,69 @@ fn the_fill_proves_a_pack() {
     assert_eq!(explained["layers"][0]["by"], "index", "{explained}");
 }
 
+/// Packs that no mount can be made of: the image is mounted as if there were none, and so is it the
+/// next time.
+#[test]
+fn a_pack_that_makes_no_mount_keeps_nobody_from_mounting() {
+    let Some(registry) = registry() else {
+        return;
+    };
+    let place = Place::new();
+    let image = pushed(&place, &registry, "useless");
+    let published = publish(&place, &image);
+    let digest = published["image"].as_str().unwrap();
+    let name = format!("{image}:1");
+    // More than any disk holds, and names that lead nowhere.
+    let huge = |meta: &mut Meta, _: &mut HotWriter| {
+        let layer = &mut meta.layers[0];
+        layer.address_size = 1 << 62;
+        layer.entries.clear();
+        layer.spans.truncate(1);
+        layer.spans[0].address = ByteRange::new(0, 1 << 62);
+        layer.spans[0].compressed = ByteRange::new(0, layer.compressed_size);
+        meta.hot.clear();
+        meta.profile = Profile::default();
+    };
+    let broken = |meta: &mut Meta, _: &mut HotWriter| {
+        let link = EntryKind::HardLink {
+            target: LayerPath::parse(b"nowhere").unwrap(),
+        };
+        let mut entry = meta.layers[0].entries[0].clone();
+        (entry.path, entry.kind) = (LayerPath::parse(b"link").unwrap(), link);
+        meta.layers[0].entries.push(entry);
+        meta.hot.clear();
+        meta.profile = Profile::default();
+    };
+    for change in [&broken as Change<'_>, &huge] {
+        republish(&image, digest, change);
+        forget(&place);
+        for _ in 0..2 {
+            let mounted = place.mount_image(&name, &["--fill", "never"]);
+            assert!(std::fs::read(mounted.path("d/hot")).unwrap() == expected("d/hot"));
+        }
+    }
+}
+
+/// A name that was given to a digest is as strict as the digest.
+#[test]
+fn a_name_given_here_is_nobodys_word() {
+    let Some(registry) = registry() else {
+        return;
+    };
+    let place = Place::new();
+    let image = pushed(&place, &registry, "alias");
+    let published = publish(&place, &image);
+    let digest = published["image"].as_str().unwrap().to_owned();
+    lie(&image, &digest);
+    forget(&place);
+    let by_digest = format!("{image}@{digest}");
+    place.ok(&["-q", "pull", &by_digest]);
+    place.ok(&["tag", &by_digest, "local/alias:1"]);
+    let pack = &explain(&place, &["local/alias:1"])["pack"];
+    assert_eq!(pack["trusted"], false, "{pack}");
+    assert!(pack["why"].as_str().unwrap().contains("digest"), "{pack}");
+}
+
 /// What is evicted before it was compared is no lie.
 #[test]
 fn a_pack_is_proven_where_the_layer_has_no_room() {
@@ -298,6 +364,80 @@ fn nothing_of_a_poisoned_mount_can_be_read_any_more() {
         let why = explained["pack"]["why"].as_str().unwrap();
         assert!(why.contains("found to lie"), "{why}");
     }
+}
+
+/// The process of the one mount there is, once it is not `before`.
+fn worker(place: &Place, before: Option<&Value>) -> Value {
+    let mut pid = Value::Null;
+    wait_until("served", || {
+        let listed: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
+        pid = listed[0]["pid"].clone();
+        listed[0]["state"] == "ready" && before != Some(&pid)
+    });
+    pid
+}
+
+/// Kills the process that serves, after another mount has streamed the layers: the tree could be made
+/// without the pack by now, and what was read of it is remembered all the same.
+#[test]
+fn another_worker_goes_on_with_the_pack_and_finds_it_out() {
+    let Some(registry) = registry() else {
+        return;
+    };
+    let place = Place::new();
+    let image = pushed(&place, &registry, "takeover");
+    let published = publish(&place, &image);
+    let digest = published["image"].as_str().unwrap().to_owned();
+    let lying: Digest = lie(&image, &digest).parse().unwrap();
+    forget(&place);
+    let (by_tag, by_digest) = (format!("{image}:1"), format!("{image}@{digest}"));
+    let mounted = place.mount_image(&by_tag, &["--fill", "auto"]);
+    let path = mounted.path("d/hot");
+    assert!(
+        std::fs::read(&path).unwrap() != expected("d/hot"),
+        "the pack lies"
+    );
+    let second = place.path("second");
+    std::fs::create_dir(&second).unwrap();
+    let at = second.to_str().unwrap();
+    place.ok(&["-q", "--fill", "never", &by_digest, at]);
+    place.ok(&["umount", at]);
+    let before = worker(&place, None);
+    kill(&before);
+    worker(&place, Some(&before));
+    wait_until("poisoned", || !place.is_mounted());
+    assert!(std::fs::read(&path).is_err());
+    place.ok(&["umount", place.mnt().to_str().unwrap()]);
+    drop(mounted);
+
+    // One that was found out by another mount is ended, also where nothing is streamed.
+    forget(&place);
+    let mounted = place.mount_image(&by_tag, &["--fill", "never"]);
+    assert!(std::fs::read(&path).unwrap() != expected("d/hot"));
+    std::fs::write(place.path("cache/v1/denied").join(lying.hex()), "").unwrap();
+    wait_until("poisoned", || !place.is_mounted());
+    place.ok(&["umount", place.mnt().to_str().unwrap()]);
+    drop(mounted);
+
+    // And is not gone on with.
+    forget(&place);
+    let mounted = place.mount_image(&by_tag, &["--fill", "never"]);
+    assert!(std::fs::read(&path).unwrap() != expected("d/hot"));
+    std::fs::write(place.path("cache/v1/denied").join(lying.hex()), "").unwrap();
+    kill(&worker(&place, None));
+    wait_until("ended", || !place.is_mounted());
+    assert!(std::fs::read(&path).is_err());
+    wait_until("shown", || {
+        let shown: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
+        shown[0]["state"] == "poisoned"
+    });
+    place.ok(&["umount", place.mnt().to_str().unwrap()]);
+    drop(mounted);
+}
+
+fn kill(pid: &Value) {
+    let status = Command::new("kill").args(["-9", &pid.to_string()]).status();
+    assert!(status.unwrap().success());
 }
 
 fn explain(place: &Place, words: &[&str]) -> Value {
@@ -470,6 +610,21 @@ fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
 /// Replaces the image's pack by one whose hot pages are other bytes, with right digests of those, and
 /// with the signatures of the honest one; gives its digest.
 fn lie(image: &str, digest: &str) -> String {
+    republish(image, digest, &|meta, hot| {
+        let size = meta.layers[0].address_size;
+        for range in &mut meta.hot {
+            let bytes = vec![b'!'; range.range(size).len() as usize];
+            range.sha256 = Sha256::digest(&bytes).into();
+            hot.add(&bytes).unwrap();
+        }
+    })
+}
+
+/// What is changed of a pack.
+type Change<'a> = &'a dyn Fn(&mut Meta, &mut HotWriter);
+
+/// Replaces the image's pack by one that was changed; gives its digest.
+fn republish(image: &str, digest: &str, change: Change<'_>) -> String {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let reference: Reference = format!("{image}:1").parse().unwrap();
@@ -479,14 +634,8 @@ fn lie(image: &str, digest: &str) -> String {
         let found = registry.resolve(&tag).await.unwrap();
         let honest = PackManifest::decode(&found.bytes, &subject).unwrap();
         let mut meta = Meta::decode(honest.inline.as_ref().unwrap()).unwrap();
-        let size = meta.layers[0].address_size;
         let mut hot = HotWriter::default();
-        let spoil = |range: &mut HotRange| {
-            let bytes = vec![b'!'; range.range(size).len() as usize];
-            range.sha256 = Sha256::digest(&bytes).into();
-            hot.add(&bytes).unwrap();
-        };
-        meta.hot.iter_mut().for_each(spoil);
+        change(&mut meta, &mut hot);
         let (meta, hot) = (meta.encode().unwrap(), hot.finish().unwrap());
         let windows = registry
             .blob_bytes(&honest.windows[0], 1 << 20)

@@ -189,7 +189,9 @@ impl NewLayer {
         Staging::discard(&self.root, &layers, self.blob.hex())?;
         self.staging.place(&layers, self.blob.hex())?;
         layers.sync()?;
-        StoredLayer::open(&self.root, self.directory, &self.blob)?
-            .ok_or(CacheError::Gone(self.blob))
+        // By the name that messages should have.
+        let placed = layers.directory(self.blob.hex())?;
+        let directory = placed.unwrap_or(self.directory);
+        StoredLayer::open(&self.root, directory, &self.blob)?.ok_or(CacheError::Gone(self.blob))
     }
 }

@@ -9,6 +9,7 @@
 //! was cut anew, behind a key that says for what. Both are hints: damaged, they are as good as not
 //! there (what is in them carries its own checksum).
 
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -95,8 +96,20 @@ impl StoredLayer {
     /// [`Cache::begin`](super::Cache::begin) makes it anew. [`CacheError::Gone`] when somebody
     /// removed it.
     pub fn index(&self) -> Result<Vec<u8>, CacheError> {
-        let stored = self.directory.read(INDEX, FRAME_BYTES + INDEX_BYTES_MAX)?;
-        let mut stored = stored.ok_or_else(|| CacheError::Gone(self.blob.clone()))?;
+        self.hold_index()?.read()
+    }
+
+    /// Opens the index, to be read later whoever removes the layer meanwhile.
+    pub fn hold_index(&self) -> Result<HeldIndex, CacheError> {
+        let file = self.directory.file(INDEX, false)?;
+        let file = file.ok_or_else(|| CacheError::Gone(self.blob.clone()))?;
+        Ok(HeldIndex {
+            layer: self.clone(),
+            file,
+        })
+    }
+
+    fn checked_index(&self, mut stored: Vec<u8>) -> Result<Vec<u8>, CacheError> {
         if !Frame::matches(&self.blob, &stored) {
             self.forget()?;
             let reason = "its checksum does not match";
@@ -169,6 +182,26 @@ impl StoredLayer {
     /// Where the layer lies, for messages.
     pub fn path(&self) -> PathBuf {
         self.directory.path_of("")
+    }
+}
+
+/// The index of a layer that is open.
+#[derive(Debug)]
+pub struct HeldIndex {
+    layer: StoredLayer,
+    file: File,
+}
+
+impl HeldIndex {
+    /// Its bytes, as [`StoredLayer::index`] gives them.
+    pub fn read(&self) -> Result<Vec<u8>, CacheError> {
+        let path = || self.layer.directory.path_of(INDEX);
+        let failed = |e| CacheError::io("read", &path(), e);
+        let length = self.file.metadata().map_err(failed)?.len();
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let mut stored = vec![0; length.min(FRAME_BYTES + INDEX_BYTES_MAX)];
+        self.file.read_exact_at(&mut stored, 0).map_err(failed)?;
+        self.layer.checked_index(stored)
     }
 }
 

@@ -13,11 +13,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use rustix::fs::Mode;
+use rustix::io::Errno;
 
 use super::directory::Directory;
 use super::layers::{LENT, PAGES, StoredLayer};
-use super::trio::DATA;
-use super::{CacheError, Pages, Whole, staging};
+use super::trio::{DATA, Trio};
+use super::{ByteRange, CacheError, Pages, Whole, staging};
 use crate::oci::Digest;
 
 /// Beside `data`: the boot in which it was checked whole.
@@ -27,12 +28,21 @@ const CHECKED: &str = "checked";
 const BOOT_BYTES_MAX: usize = 256;
 
 impl StoredLayer {
-    /// The file of the layer, if it was checked whole in this boot; `boot` is the boot's number.
+    /// The file of the layer, if it was checked whole in this boot and still is; `boot` is the boot's
+    /// number.
     pub fn lendable(&self, boot: &str) -> Option<File> {
         let store = self.directory.directory(PAGES).ok().flatten()?;
         let checked = store.read(CHECKED, BOOT_BYTES_MAX).ok().flatten()?;
-        let file = store.file(DATA, false).ok().flatten()?;
-        (checked == boot.as_bytes()).then_some(file)
+        if checked != boot.as_bytes() {
+            return None;
+        }
+        // A page that was found damaged since has lost its bit.
+        let trio = Trio::open(&store).ok().flatten()?;
+        let pages = Pages::new(&store, trio, self.address_size());
+        if !pages.is_present(ByteRange::new(0, pages.size())) {
+            return None;
+        }
+        store.file(DATA, false).ok().flatten()
     }
 
     /// Makes the file lendable in this boot: checks every page of it, as [`Pages::verify_whole`] does.
@@ -50,8 +60,13 @@ impl StoredLayer {
         if !pages.is_complete() || pages.room() == 0 || !is_of(&store, pages)? {
             return Ok(Whole::Incomplete);
         }
-        let kept = pages.locked(keep)?;
-        kept.map_err(|e| CacheError::io("mark", &store.path_of(DATA), e))?;
+        let failed = |e| CacheError::io("mark", &store.path_of(DATA), e);
+        pages.locked(keep)?.map_err(failed)?;
+        // Not under the lock: it may take long, and who answers the kernel may want the lock.
+        let data = store
+            .file(DATA, false)?
+            .ok_or_else(|| failed(Errno::NOENT.into()))?;
+        data.sync_all().map_err(failed)?;
         staging::write_file(&self.root, &self.directory, LENT, b"")?;
         let whole = pages.verify_whole(diff_id)?;
         if whole == Whole::Verified {
@@ -74,12 +89,20 @@ fn is_of(store: &Directory, pages: &Pages) -> Result<bool, CacheError> {
 /// Says on the file itself, by a bit of its mode that means nothing else there, that it may be lent:
 /// from then on nobody punches it, also who has looked for candidates before.
 fn keep(data: &File) -> io::Result<()> {
-    rustix::fs::fchmod(data, Mode::RUSR | Mode::WUSR | Mode::SVTX)?;
-    data.sync_all()
+    Ok(rustix::fs::fchmod(
+        data,
+        Mode::RUSR | Mode::WUSR | Mode::SVTX,
+    )?)
 }
 
 /// Whether the file may be lent, so that it has to stay as it is; who cannot tell, lets it stay.
 pub(super) fn is_kept(data: &File) -> bool {
     let kept = |meta: std::fs::Metadata| meta.mode() & Mode::SVTX.as_raw_mode() != 0;
     data.metadata().map_or(true, kept)
+}
+
+/// The same of the file in `store`.
+pub(super) fn is_marked(store: &Directory) -> Result<bool, CacheError> {
+    let stat = store.stat(DATA)?;
+    Ok(stat.is_some_and(|stat| stat.st_mode & Mode::SVTX.as_raw_mode() != 0))
 }

@@ -5,7 +5,7 @@
 //! by an empty file in `denied/`.
 
 use super::layers::open_or_make;
-use super::staging;
+use super::staging::{self, Staging};
 use super::{Cache, CacheError, Pages};
 use crate::oci::Digest;
 
@@ -15,6 +15,11 @@ impl Cache {
         let directory = self.root.packs.ensure(pack.hex())?;
         let pages = open_or_make(&self.root, &directory, &layer.to_string(), size)?;
         pages.ok_or_else(|| CacheError::Gone(pack.clone()))
+    }
+
+    /// Removes what came from `pack`. Who has it open keeps it.
+    pub fn remove_pack_pages(&self, pack: &Digest) -> Result<(), CacheError> {
+        Staging::discard(&self.root, &self.root.packs, pack.hex()).map(drop)
     }
 
     /// Never to use `pack` again.

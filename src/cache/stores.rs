@@ -7,7 +7,7 @@ use super::directory::Directory;
 use super::layers::{LENT, PAGES, SOLE, StoredLayer};
 use super::recency;
 use super::trio::{DATA, Trio};
-use super::{CacheError, Pages, Root, lock};
+use super::{CacheError, Pages, Root, lend, lock};
 use crate::oci::Digest;
 
 /// Unit of `st_blocks` (stat(2)).
@@ -124,10 +124,11 @@ fn of_layer(layer: &Directory, blob: &Digest, pinned: bool) -> Result<Option<Sto
     };
     Ok(Some(Store {
         owner: Owner::Layer(blob.clone()),
-        directory,
         pinned,
         sole: layer.stat(SOLE)?.is_some(),
-        lent: layer.stat(LENT)?.is_some(),
+        // The file is marked first.
+        lent: layer.stat(LENT)?.is_some() || lend::is_marked(&directory)?,
+        directory,
     }))
 }
 

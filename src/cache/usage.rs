@@ -191,8 +191,9 @@ impl Cache {
                 Owner::Pack { .. } => usage.pack_bytes += bytes,
                 Owner::Layer(blob) => {
                     let used = recency::last_use(&store.directory);
-                    let verified = store.pages(&self.root).ok().flatten();
-                    let verified = verified.is_some_and(|pages| pages.is_verified());
+                    // What cannot be opened is shown all the same.
+                    let pages = store.pages(&self.root).ok().flatten();
+                    let verified = pages.is_some_and(|pages| pages.is_verified());
                     of_layers.insert(blob, (bytes, Held::of(&store), verified, used));
                 }
             }

@@ -1,10 +1,16 @@
 //! Looking at everything that the cache holds, and mending it: what is damaged is forgotten, so that
 //! it is fetched again when somebody wants it.
 
+use std::io::Read;
+
 use super::layers::{INDEX, StoredLayer};
 use super::stores::{self, Owner};
 use super::{Cache, CacheError};
 use crate::oci::Digest;
+use crate::oci::digest::Verifier;
+
+/// Bytes of a blob that are read at once.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// What was looked at, and what was found damaged and forgotten.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -15,7 +21,7 @@ pub struct Verified {
     pub pack_pages: u64,
     /// Those of them that did not have their sum.
     pub pack_pages_damaged: u64,
-    /// Manifests, configurations, tags and pins.
+    /// Manifests, configurations, tags, pins, and blobs that no registry has.
     pub documents: u64,
     /// Those of them that were not what their name says.
     pub documents_damaged: u64,
@@ -103,8 +109,34 @@ impl Cache {
         })
     }
 
+    /// Whether the blob in the file `name` has the digest that it is called by.
+    fn is_whole_blob(&self, name: &str) -> Result<bool, CacheError> {
+        let Ok(digest) = name.replacen('-', ":", 1).parse::<Digest>() else {
+            return Ok(false);
+        };
+        let Some(mut file) = self.root.blobs.file(name, false)? else {
+            return Ok(true);
+        };
+        let mut verifier = Verifier::new(digest);
+        let mut piece = vec![0; PIECE_BYTES];
+        let failed = |e| CacheError::io("read", &self.root.blobs.path_of(name), e);
+        loop {
+            match file.read(&mut piece).map_err(failed)? {
+                0 => return Ok(verifier.finish().is_ok()),
+                read => verifier.update(&piece[..read]),
+            }
+        }
+    }
+
     fn verify_documents(&self, verified: &mut Verified) -> Result<(), CacheError> {
         let root = &self.root;
+        for name in root.blobs.names()? {
+            verified.documents += 1;
+            if !self.is_whole_blob(&name)? {
+                verified.documents_damaged += 1;
+                root.blobs.remove(&name)?;
+            }
+        }
         for name in root.documents.names()? {
             verified.documents += 1;
             // One that does not have its digest is removed by looking at it.

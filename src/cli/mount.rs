@@ -192,6 +192,7 @@ pub(super) fn reach_request(
         upper: None,
         pinned,
         resumed: false,
+        begun_by: None,
         platform: args.platform.clone().or(settings.platform),
         cache_dir,
         cache_size,

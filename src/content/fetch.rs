@@ -41,10 +41,23 @@ impl Content {
         if self.poisoned.load(Relaxed) {
             return done(Err(Arc::new(Error::Poisoned)));
         }
-        if needed(found, range).is_empty() {
+        let needed = needed(found, range);
+        if needed.is_empty() {
             return done(Ok(()));
         }
+        let runtime = match self.runtime() {
+            Ok(runtime) => runtime,
+            Err(e) => return done(Err(Arc::new(e))),
+        };
         let (bill, done) = self.timed(found, range, done);
+        let content = self.clone();
+        let foreseen = self.foreseen.has(layer, &needed);
+        self.demand.enter(foreseen);
+        let done = Box::new(move |outcome| {
+            content.demand.leave(foreseen);
+            done(outcome);
+        });
+        let done = self.with_deadline(runtime, done);
         if let Some(done) = self.wait_for_hot(layer, range, &bill, done) {
             self.fetch_spans(layer, range, &bill, done);
         }
@@ -70,14 +83,6 @@ impl Content {
             Ok(runtime) => runtime,
             Err(e) => return done(Err(Arc::new(e))),
         };
-        let content = self.clone();
-        let foreseen = self.foreseen.has(layer, &needed);
-        self.demand.enter(foreseen);
-        let done = Box::new(move |outcome| {
-            content.demand.leave(foreseen);
-            done(outcome);
-        });
-        let done = self.with_deadline(runtime, done);
         bill.wait_for_spans();
         let fresh = runs(&self.flights.join(layer, &needed, done));
         bill.charge(&found.source.index, &fresh);
@@ -126,29 +131,31 @@ impl Content {
 
     /// Brings neighbouring spans, trying again as far as that makes sense, and tells the waiters.
     pub(super) async fn bring(self: Arc<Self>, layer: u32, run: Range<usize>, why: Why) {
-        let mut left = run;
+        let mut left = Left {
+            content: self.clone(),
+            layer,
+            spans: run,
+        };
         let mut patience = Patience::new(self.options.outage);
-        while !left.is_empty() {
-            let before = left.start;
-            let outcome = self.run(layer, &mut left, why).await;
-            let Err(error) = outcome.and_then(|()| match left.start > before {
+        while !left.spans.is_empty() {
+            let before = left.spans.start;
+            let outcome = self.run(layer, &mut left.spans, why).await;
+            let Err(error) = outcome.and_then(|()| match left.spans.start > before {
                 true => Ok(()),
                 false => Err(Error::Abandoned),
             }) else {
                 self.look_whole(layer);
                 continue;
             };
-            if left.start > before {
+            if left.spans.start > before {
                 patience = Patience::new(self.options.outage);
             }
-            if matches!(error, Error::Layer(_)) && self.is_elsewhere(layer, left.start) {
+            if matches!(error, Error::Layer(_)) && self.is_elsewhere(layer, left.spans.start) {
                 tracing::warn!(%error, "asking elsewhere");
                 continue;
             }
             let Some(wait) = patience.after(&error) else {
-                let error = Arc::new(error);
-                left.for_each(|span| self.flights.failed(layer, span, &error));
-                return;
+                return left.fail(error);
             };
             tracing::warn!(%error, "trying again");
             self.tally.outages.fetch_add(1, Relaxed);
@@ -166,6 +173,30 @@ impl Content {
         };
         let span = layer.source.index.spans.get(span);
         span.is_some_and(|span| layer.source.blob.distrust(span.compressed))
+    }
+}
+
+/// Spans whose waiters have not heard yet. They do, whatever becomes of the fetch.
+struct Left {
+    content: Arc<Content>,
+    layer: u32,
+    spans: Range<usize>,
+}
+
+impl Left {
+    fn fail(&mut self, error: Error) {
+        let error = Arc::new(error);
+        for span in std::mem::take(&mut self.spans) {
+            self.content.flights.failed(self.layer, span, &error);
+        }
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        if !self.spans.is_empty() {
+            self.fail(Error::Abandoned);
+        }
     }
 }
 

@@ -9,14 +9,14 @@
 //! begins with the first wait, and does not stop for others ([`Hurry::Rushed`]).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 
 use crate::content::demand::GLANCE;
 use crate::content::prefetch::Job;
-use crate::content::{Content, Error, Fill, Layer, Notice};
+use crate::content::{Content, Error, Fill, Gate, Layer, Notice};
 use crate::layer::SpanStart;
 
 /// Requests at a time: one comes while the other is asked for.
@@ -44,6 +44,20 @@ const QUIET_BEFORE: Duration = Duration::from_secs(10);
 
 /// How long no reader must have waited before a fill that has begun asks again.
 const QUIET_BETWEEN: Duration = Duration::from_millis(100);
+
+/// The wait before a layer that could not be proven is streamed again grows from the one to the other.
+const PROVE_AGAIN: Duration = Duration::from_secs(5);
+const PROVE_AGAIN_MAX: Duration = Duration::from_secs(600);
+
+/// Whether what failed so may succeed later.
+fn may_pass(error: &Error) -> bool {
+    match error {
+        Error::Blob(e) => e.is_transient(),
+        Error::Cache(e) => e.is_full(),
+        Error::Abandoned => true,
+        _ => false,
+    }
+}
 
 /// Whether a fill gives way to readers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,20 +94,47 @@ impl Content {
         });
     }
 
-    /// Streams the layers that are known by a pack only. The error is a lie; when a layer cannot be
-    /// had, it stays unproven.
-    async fn prove_all(&self) -> Result<(), Error> {
+    /// Streams the layers that are known by a pack only. The error is a lie. A layer that cannot be had is
+    /// asked for again, as long as another answer is likely; else it stays unproven.
+    async fn prove_all(self: &Arc<Self>) -> Result<(), Error> {
+        let gate = self.gate();
         for layer in &self.layers {
             let Some(prove) = &layer.source.prove else {
                 continue;
             };
-            match prove().await {
-                Ok(pages) => drop(layer.proven.set(pages)),
-                Err(error @ Error::Lie(_)) => return Err(error),
-                Err(error) => tracing::warn!(%error, "a layer stays unproven"),
+            let mut wait = PROVE_AGAIN;
+            loop {
+                match prove(gate.clone()).await {
+                    Ok(pages) => break drop(layer.proven.set(pages)),
+                    Err(error @ Error::Lie(_)) => return Err(error),
+                    Err(error) if may_pass(&error) => {
+                        tracing::warn!(%error, "a layer is not proven yet");
+                        tokio::time::sleep(wait).await;
+                        wait = (wait * 2).min(PROVE_AGAIN_MAX);
+                    }
+                    Err(error) => break tracing::warn!(%error, "a layer stays unproven"),
+                }
             }
         }
         Ok(())
+    }
+
+    /// Lets readers go first, and never waits for long: others may wait for what streams here.
+    fn gate(self: &Arc<Self>) -> Gate {
+        let content = Arc::downgrade(self);
+        Arc::new(move || {
+            let content = content.clone();
+            Box::pin(async move {
+                let until = Instant::now() + QUIET_BETWEEN;
+                while content
+                    .upgrade()
+                    .is_some_and(|c| !c.is_idle(Duration::ZERO))
+                    && Instant::now() < until
+                {
+                    tokio::time::sleep(GLANCE).await;
+                }
+            })
+        })
     }
 
     /// Waits until readers have been quiet for as long as `quiet`, or until it is cheaper to fetch

@@ -12,6 +12,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 
 use crate::blob::{Blob, ByteRange};
 use crate::cache::{Begin, Cache, NewLayer, StoredLayer};
+use crate::content::Gate;
 use crate::content::error::Error;
 use crate::content::witness::Witness;
 use crate::layer::{AddressSink, Ingest, IngestOptions, LayerIndex, blocks, codec};
@@ -102,7 +103,8 @@ async fn from_one_source(
         Begin::New(new) => new,
     };
     let digest = wanted.descriptor.digest.clone();
-    pass(cache, wanted, Some(new), Witness::default(), monitor).await?;
+    let nobody = (Witness::default(), None);
+    pass(cache, wanted, Some(new), nobody, monitor).await?;
     // What came in at once must not stay above the budget until more is stored.
     let cache = cache.clone();
     let evicted = spawn_blocking(move || cache.keep_within_budget()).await;
@@ -118,13 +120,13 @@ pub async fn begin(cache: &Cache, wanted: &Wanted) -> Result<Begin, Error> {
     Ok(begun.map_err(|_panicked| Error::Abandoned)??)
 }
 
-/// Has a whole layer stream past `witness`, and into the cache if it is `new`. Gives its index, and
-/// whether the witness agrees.
+/// Has a whole layer stream past `witness`, as fast as the gate lets it, and into the cache if it is
+/// `new`. Gives its index, and whether the witness agrees.
 pub async fn pass(
     cache: &Cache,
     wanted: &Wanted,
     mut new: Option<NewLayer>,
-    witness: Witness,
+    (witness, gate): (Witness, Option<Gate>),
     monitor: &dyn Monitor,
 ) -> Result<(LayerIndex, bool), Error> {
     let digest = wanted.descriptor.digest.clone();
@@ -143,7 +145,7 @@ pub async fn pass(
     });
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
     let indexing = spawn_blocking(move || index(options, Sink { new, witness }, queue));
-    let streamed = stream(&wanted.blob, pieces, &digest, monitor).await;
+    let streamed = stream(&wanted.blob, pieces, gate.as_ref(), monitor).await;
     // The indexing thread knows best what was wrong with the bytes that came.
     let indexed = indexing.await.map_err(|_panicked| Error::Abandoned)?;
     streamed?;
@@ -159,13 +161,17 @@ enum Piece {
 async fn stream(
     blob: &Arc<dyn Blob>,
     pieces: mpsc::Sender<Piece>,
-    digest: &Digest,
+    gate: Option<&Gate>,
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
+    let digest = blob.digest();
     let mut stream = blob.open(ByteRange::new(0, blob.size())).await?;
     let (mut arrived, mut reported) = (0, 0);
     while let Some(piece) = stream.next().await {
         let piece = piece?;
+        if let Some(gate) = gate {
+            gate().await;
+        }
         arrived += piece.len() as u64;
         if pieces.send(Piece::Bytes(piece)).await.is_err() {
             return Ok(());

@@ -73,6 +73,7 @@ impl Content {
             return Err(Error::Abandoned);
         }
         of.fringe.store(&of.source.pages, range, bytes);
+        self.demand.heard();
         let ready = {
             let mut state = self.hot.lock();
             for page in pages_of(range) {

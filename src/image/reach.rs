@@ -9,9 +9,13 @@ use crate::image::error::Error;
 use crate::mount::record;
 use crate::mount::upper::{self, UpperError};
 use crate::oci::{About, Digest, ImageConfig, ImageManifest, ImageName, Manifest, platform};
+use crate::pack::PackManifest;
 
 /// How the cache's key of a pack begins; the image's digest follows.
 const PACK_KEY: &str = "pack of ";
+
+/// How that of a signed one begins.
+const SIGNED: &str = "signed ";
 
 /// An image of one platform whose documents are all here.
 #[derive(Debug, Clone)]
@@ -91,7 +95,7 @@ impl Reach {
 fn live(cache: &Cache) -> Result<Reach, Error> {
     let mut live = Reach::default();
     for (key, tag) in cache.tags()? {
-        if !key.starts_with(PACK_KEY) {
+        if !key.trim_start_matches(SIGNED).starts_with(PACK_KEY) {
             live.add(cache, &tag);
         }
     }
@@ -178,9 +182,14 @@ pub(super) fn drop_unreachable(cache: &Cache, candidates: &Reach) -> Result<Drop
 fn drop_packs(cache: &Cache, digest: &Digest) -> Result<(), Error> {
     let of = format!("{PACK_KEY}{digest} in ");
     for (key, tag) in cache.tags()? {
-        if key.starts_with(&of) {
+        if key.trim_start_matches(SIGNED).starts_with(&of) {
             cache.forget_tag(&key)?;
+            let bytes = cache.document(&tag.digest);
+            if let Some(pack) = bytes.and_then(|b| PackManifest::decode(&b, digest).ok()) {
+                cache.remove_document(&pack.meta.digest)?;
+            }
             cache.remove_document(&tag.digest)?;
+            cache.remove_pack_pages(&tag.digest)?;
         }
     }
     Ok(())

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 
-use crate::cache::{Cache, CacheError, StoredLayer};
+use crate::cache::{Cache, StoredLayer};
 use crate::content::first_contact::{self, Wanted};
 use crate::content::{Content, LateIndex, Options};
 use crate::fs::{ImageFs, LoadTree};
@@ -21,7 +21,10 @@ use crate::mount::known_tree;
 use crate::mount::learn::Learner;
 use crate::mount::own_layer::own_layer;
 use crate::mount::pack;
-use crate::mount::request::{MountRequest, Pull};
+use crate::mount::pack_begun::{
+    PACK_PATIENCE, begins_by, begun_by, beside, foreknown, is_of_index, late,
+};
+use crate::mount::request::{BegunBy, MountRequest, Pull, TrustIndex};
 use crate::mount::resolve::{Image, Resolver, Top};
 use crate::mount::source::{self, Access, Here, LateSource, Source};
 use crate::mount::trust::Trust;
@@ -49,6 +52,8 @@ pub(crate) struct Assembled {
     pub(crate) foreknown: Foreknown,
     /// Whether what the name stands for was not asked, but remembered.
     pub(crate) from_cache: bool,
+    /// The pack that it begins with.
+    pub(crate) begun_by: Option<BegunBy>,
 }
 
 /// What was resolved.
@@ -78,6 +83,12 @@ impl Known {
         });
     }
 
+    /// Where packs of it are looked for, and whose word they are: a name that was given here says
+    /// nothing of either.
+    fn place<'a>(&'a self, access: &'a Access) -> &'a ImageName {
+        self.image.sources.first().unwrap_or(&access.name)
+    }
+
     fn is_enough(&self) -> bool {
         self.pack.is_some() || self.layers.iter().all(Option::is_some)
     }
@@ -91,9 +102,7 @@ pub(crate) fn assemble(
 ) -> Result<Assembled, Error> {
     match attempt(request, monitor.clone(), interrupted) {
         // An index was of no use, and its layer is forgotten by now: it is met as a new one.
-        Err(
-            Error::Cache(CacheError::Damaged { .. } | CacheError::Gone(_)) | Error::Index { .. },
-        ) => attempt(request, monitor, interrupted),
+        Err(error) if is_of_index(&error) => attempt(request, monitor, interrupted),
         made => made,
     }
 }
@@ -103,6 +112,7 @@ fn attempt(
     monitor: Arc<dyn Monitor>,
     interrupted: &Notify,
 ) -> Result<Assembled, Error> {
+    let again = monitor.clone();
     let cache = Cache::open_within(&request.cache_dir, request.cache_size)?;
     let access = source::access(request)?;
     let resolver = Resolver::new(request, &access, &cache)?;
@@ -120,8 +130,14 @@ fn attempt(
             return Err(Error::Offline(request.image.clone()));
         }
         local => {
+            // A name that was given here is not known where it points to.
+            let place = match &local {
+                Some(known) => known.place(&access).clone(),
+                None => access.name.clone(),
+            };
             let contact = Contact {
                 request,
+                place,
                 access: &access,
                 cache: &cache,
                 resolver,
@@ -130,9 +146,26 @@ fn attempt(
             contact.run(local, interrupted)?
         }
     };
-    let mut assembled = wire(request, &cache, access, known)?;
-    assembled.from_cache = from_cache;
-    Ok(assembled)
+    let by_pack = known.pack.is_some() && request.begun_by.is_none();
+    let (place, image) = (known.place(&access).clone(), known.image.digest.clone());
+    match wire(request, &cache, access, known) {
+        Ok(assembled) => Ok(Assembled {
+            from_cache,
+            ..assembled
+        }),
+        Err(error) if by_pack && !is_of_index(&error) => {
+            // A pack saves time, and nothing that is wrong with it keeps anybody from mounting.
+            let message = format!("the pack of {} is not used: {error}", request.image);
+            again.event(Event::Warning { message });
+            discover::forget(&cache, &place, &image)?;
+            let without = MountRequest {
+                trust_index: TrustIndex::Local,
+                ..request.clone()
+            };
+            attempt(&without, again, interrupted)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// What is known without asking anybody.
@@ -142,11 +175,19 @@ fn known_here(
     cache: &Cache,
     image: Image,
 ) -> Result<Known, Error> {
-    let layers = stored_layers(cache, &image.manifest)?;
+    let mut layers = stored_layers(cache, &image.manifest)?;
+    let mut pack = None;
+    if let Some(begun) = &request.begun_by {
+        pack = Some(begun_by(request, access, cache, &image)?);
+        // Also what was streamed since: it does not prove the pack.
+        for at in &begun.layers {
+            layers.get_mut(*at).map(Option::take);
+        }
+    }
     let mut known = Known {
         image,
         layers,
-        pack: None,
+        pack,
         streamed: Vec::new(),
         opened: None,
     };
@@ -157,7 +198,7 @@ fn known_here(
 /// Takes the pack that an earlier mount has used, if one is needed.
 fn remember_pack(request: &MountRequest, access: &Access, cache: &Cache, known: &mut Known) {
     if !known.is_enough() {
-        let trust = Trust::of(request, &access.name);
+        let trust = Trust::of(request, known.place(access));
         known.pack = discover::remembered(cache, trust, &known.image);
     }
 }
@@ -175,6 +216,8 @@ fn stored_layers(
 struct Contact<'a> {
     request: &'a MountRequest,
     access: &'a Access,
+    /// Who is asked.
+    place: ImageName,
     cache: &'a Cache,
     resolver: Resolver<'a>,
     monitor: Arc<dyn Monitor>,
@@ -198,11 +241,9 @@ impl Contact<'_> {
     }
 
     async fn meet(&self, local: Option<Known>) -> Result<(Known, Source), Error> {
-        // A name that was given here is not known where it points to.
-        let elsewhere = local.as_ref().and_then(|known| known.image.sources.first());
-        let source = match elsewhere {
-            Some(name) => self.access.of(name).open()?,
-            None => self.access.open()?,
+        let source = match self.place == self.access.name {
+            true => self.access.open()?,
+            false => self.access.of(&self.place).open()?,
         };
         let mut known = self.resolve(&source, local).await?;
         known.announce(&*self.monitor);
@@ -265,7 +306,8 @@ impl Contact<'_> {
                 None => None,
             }
         };
-        let (guessed, top) = tokio::join!(guessed, self.resolver.top(source));
+        let (guessed, top) = beside(guessed, self.resolver.top(source)).await;
+        let guessed = guessed.unwrap_or_else(|| Some(Err(late())));
         let top = top?;
         let find = async {
             if guess.as_ref() == Some(top.digest()) {
@@ -276,8 +318,9 @@ impl Contact<'_> {
                 false => None,
             })
         };
-        let (found, image) = tokio::join!(find, self.resolver.image_of(source, &top));
-        let (found, image): (Result<_, Error>, _) = (found, image?);
+        let (found, image) = beside(find, self.resolver.image_of(source, &top)).await;
+        let found: Result<_, Error> = found.unwrap_or_else(|| Ok(Some(Err(late()))));
+        let image = image?;
         let mut known = Known {
             layers: stored_layers(self.cache, &image.manifest)?,
             image,
@@ -302,7 +345,7 @@ impl Contact<'_> {
             let wanted = layers.iter().any(Option::is_none);
             return Ok(wanted.then_some(image.digest));
         }
-        Ok(match &self.access.name {
+        Ok(match &self.place {
             ImageName::Registry(reference) => reference.digest().cloned(),
             _ => None,
         })
@@ -319,14 +362,14 @@ impl Contact<'_> {
 
     /// A pack that was used before has its hot pages here.
     fn early(&self, image: &Digest) -> Early {
-        match discover::is_remembered(self.cache, &self.access.name, image) {
+        match discover::is_remembered(self.cache, &self.place, image) {
             true => Early::Never,
             false => Early::HotPages,
         }
     }
 
     fn trust(&self) -> Trust<'_> {
-        Trust::of(self.request, &self.access.name)
+        Trust::of(self.request, &self.place)
     }
 
     fn admits_packs(&self) -> bool {
@@ -340,13 +383,14 @@ impl Contact<'_> {
 
     async fn look_for_pack(&self, source: &Source, known: &mut Known) {
         if self.admits_packs() {
-            let found = self.find(source, &known.image.digest).await;
-            self.take(found, known);
+            let found = self.find(source, &known.image.digest);
+            let found = tokio::time::timeout(PACK_PATIENCE, found).await;
+            self.take(found.unwrap_or_else(|_| Err(late())), known);
         }
     }
 
     fn take(&self, found: Result<Found, Refused>, known: &mut Known) {
-        let accept = |found: Found| found.accept(self.cache, &self.access.name, &known.image);
+        let accept = |found: Found| found.accept(self.cache, &self.place, &known.image);
         match found.map_or_else(Finding::Not, accept) {
             Finding::Used(pack) => known.pack = Some(*pack),
             Finding::Not(Refused {
@@ -439,14 +483,8 @@ fn wire(
         late,
         foreknown,
         from_cache: false,
+        begun_by: pack.map(|pack| begins_by(pack, &own)),
     })
-}
-
-/// What is known of readers before they come, and whether they were seen before.
-fn foreknown(learner: &Learner, pack: Option<&Pack>) -> (Foreknown, bool) {
-    let (profile, is_known) = learner.expected();
-    let pack = pack.map(|pack| (pack.digest.clone(), pack.meta.hot.clone()));
-    (Foreknown { profile, pack }, is_known)
 }
 
 fn made_tree(

@@ -3,13 +3,13 @@
 
 use std::sync::Arc;
 
-use crate::cache::Cache;
+use crate::cache::{ADDRESS_BYTES_MAX, Cache, CacheError};
 use crate::layer::LayerIndex;
 use crate::mount::hot::{Coming, Early};
 use crate::mount::resolve::Image;
 use crate::mount::source::Source;
 use crate::mount::trust::{Admitted, Trust};
-use crate::oci::{Descriptor, Digest, ImageName};
+use crate::oci::{Compression, Descriptor, Digest, ImageName};
 use crate::pack::meta::META_BYTES_MAX;
 use crate::pack::{Meta, PackManifest};
 use crate::registry::{Fetched, Referrer, Registry};
@@ -78,24 +78,43 @@ pub(crate) fn remembered(cache: &Cache, trust: Trust<'_>, image: &Image) -> Opti
     trust.admits_any().ok()?;
     let recall = |signed: bool| {
         let digest = cache.tag(&key(trust.name, &image.digest, signed))?.digest;
-        let bytes = cache.document(&digest)?;
-        let manifest = PackManifest::decode(&bytes, &image.digest).ok()?;
-        let admitted = trust.admit(&manifest).ok()?;
-        let meta = cache.document(&manifest.meta.digest)?;
-        let candidate = Candidate {
-            digest,
-            manifest,
-            admitted,
-        };
-        check(cache, candidate, &meta, image).ok()
+        recall(cache, trust, digest, image).ok()
     };
     recall(true).or_else(|| recall(false))
+}
+
+/// The pack `digest`, which an earlier mount has used; the error says why it cannot be used again.
+pub(crate) fn recall(
+    cache: &Cache,
+    trust: Trust<'_>,
+    digest: Digest,
+    image: &Image,
+) -> Result<Pack, String> {
+    let gone = || format!("the pack {} is not in the cache any more", digest.short());
+    let bytes = cache.document(&digest).ok_or_else(gone)?;
+    let manifest = PackManifest::decode(&bytes, &image.digest).map_err(|e| e.to_string())?;
+    let admitted = trust.admit(&manifest)?;
+    let meta = cache.document(&manifest.meta.digest).ok_or_else(gone)?;
+    let candidate = Candidate {
+        digest,
+        manifest,
+        admitted,
+    };
+    check(cache, candidate, &meta, image)
 }
 
 /// Whether an earlier mount has used a pack of `image`.
 pub(crate) fn is_remembered(cache: &Cache, name: &ImageName, image: &Digest) -> bool {
     let is = |signed| cache.tag(&key(name, image, signed)).is_some();
     is(false) || is(true)
+}
+
+/// Does not use the pack of `image` again that earlier mounts have used.
+pub(crate) fn forget(cache: &Cache, name: &ImageName, image: &Digest) -> Result<(), CacheError> {
+    for signed in [false, true] {
+        cache.forget_tag(&key(name, image, signed))?;
+    }
+    Ok(())
 }
 
 /// A pack that may be used, of which only the manifest is known.
@@ -247,6 +266,24 @@ impl Found {
     }
 }
 
+/// Most bytes that a byte of gzip becomes (RFC 1951: a match of 258 bytes in two bits).
+const GZIP_RATIO_MAX: u64 = 1032;
+
+/// The same of zstd (RFC 8878: a block of 128 KiB in four bytes).
+const ZSTD_RATIO_MAX: u64 = 32 << 10;
+
+/// Whether a blob of that length can hold so many bytes: memory and disk space follow from it before
+/// anything of it was seen.
+fn has_possible_size(index: &LayerIndex) -> bool {
+    let ratio = match index.compression {
+        Compression::None => 1,
+        Compression::Gzip => GZIP_RATIO_MAX,
+        Compression::Zstd => ZSTD_RATIO_MAX,
+    };
+    let most = index.compressed_size.saturating_mul(ratio);
+    index.address_size <= most.min(ADDRESS_BYTES_MAX)
+}
+
 fn check(cache: &Cache, candidate: Candidate, meta: &[u8], image: &Image) -> Result<Pack, String> {
     let Candidate {
         digest,
@@ -271,6 +308,9 @@ fn check(cache: &Cache, candidate: Candidate, meta: &[u8], image: &Image) -> Res
     if !pairs.into_iter().all(is_of) {
         return Err("the pack is about other layers".to_owned());
     }
+    if !meta.layers.iter().all(has_possible_size) {
+        return Err("the pack is about layers that no blob of their size can hold".to_owned());
+    }
     Ok(Pack {
         digest,
         manifest,
@@ -278,4 +318,29 @@ fn check(cache: &Cache, candidate: Candidate, meta: &[u8], image: &Image) -> Res
         admitted,
         coming: Coming::default(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_blob_can_hold_is_refused() {
+        let of = |compression, compressed_size, address_size| {
+            has_possible_size(&LayerIndex {
+                blob: Digest::of(b"blob"),
+                diff_id: Digest::of(b"tar"),
+                compressed_size,
+                address_size,
+                compression,
+                whiteouts: Vec::new(),
+                entries: Vec::new(),
+                spans: Vec::new(),
+            })
+        };
+        assert!(of(Compression::Gzip, 1000, 1_000_000) && !of(Compression::Gzip, 1000, 1 << 21));
+        assert!(of(Compression::Zstd, 1000, 1 << 21) && !of(Compression::Zstd, 1000, 1 << 30));
+        assert!(of(Compression::None, 1024, 1024) && !of(Compression::None, 1024, 1025));
+        assert!(!of(Compression::Zstd, 1 << 50, 1 << 62));
+    }
 }

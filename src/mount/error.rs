@@ -84,6 +84,9 @@ pub enum Error {
     /// The kernel engine was asked for, and cannot be.
     #[error("--engine kernel is not possible here: {0}; --engine auto takes what is")]
     Engine(String),
+    /// Another process cannot go on with the mount.
+    #[error("cannot go on with this mount: {0}")]
+    Resume(String),
     /// Not in the cache, and the network may not be used.
     #[error("{0} is not in the cache and --offline was given; mount it once without --offline")]
     Offline(String),

@@ -93,7 +93,8 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
     let cache = Cache::open_within(&request.cache_dir, request.cache_size)?;
     let access = source::access(request)?;
     let resolver = Resolver::new(request, &access, &cache)?;
-    let trust = Trust::of(request, &access.name);
+    // A name that was given here is not known where it points to, and is nobody's word.
+    let place = |image: &Image| image.sources.first().unwrap_or(&access.name).clone();
     let runtime = Content::new_runtime().map_err(Error::io("cannot start the network threads"))?;
     let (image, finding, hosts) = runtime.block_on(async {
         let source = access.open()?;
@@ -105,6 +106,12 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
                 resolver.image_of(&source, &top).await?
             }
         };
+        let place = place(&image);
+        let trust = Trust::of(request, &place);
+        let source = match place == access.name {
+            true => source,
+            false => access.of(&place).open()?,
+        };
         let finding = if request.offline {
             let why = trust.admits_any().err();
             let why = why.unwrap_or_else(|| "no mount here has used one before".to_owned());
@@ -115,7 +122,7 @@ pub fn explain(request: &MountRequest) -> Result<Explanation, Error> {
         } else {
             // Also when the rule admits none: then it is shown what there would be.
             let found = discover::find(&cache, trust, (&source, &image.digest), Early::Never).await;
-            let accept = |found: Found| found.accept(&cache, &access.name, &image);
+            let accept = |found: Found| found.accept(&cache, &place, &image);
             found.map_or_else(Finding::Not, accept)
         };
         Ok((image, finding, source.hosts()))

@@ -14,7 +14,8 @@ use serde_json::Value;
 use crate::mount::engine::Devices;
 use crate::mount::parcel::{self, Said, Start, Task, Told};
 use crate::mount::record::Record;
-use crate::mount::request::MountRequest;
+use crate::mount::request::{BegunBy, MountRequest};
+use crate::oci::Digest;
 
 /// What the next worker has to know of a mount. Everything else is in the cache. Fields that are
 /// added later have a default: the next worker may be of a newer version.
@@ -29,6 +30,13 @@ pub(super) struct Handed {
     pub(super) kernel: Option<Devices>,
     /// Whether the upper directory goes with the mount.
     pub(super) throw_away: bool,
+    /// Digest of the tree ([`Tree::identity`](crate::tree::Tree::identity)) that the kernel knows;
+    /// absent with the kernel engine, whose plan says the same, and in the first second.
+    #[serde(default)]
+    pub(super) tree: Option<Digest>,
+    /// The pack that the mount began with.
+    #[serde(default)]
+    pub(super) pack: Option<BegunBy>,
 }
 
 /// What was handed over, with its descriptors.

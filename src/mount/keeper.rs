@@ -24,10 +24,10 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,9 @@ const WELL: Duration = Duration::from_secs(10);
 const DEATHS_AT_ONCE: u32 = 4;
 const WAIT_FIRST: Duration = Duration::from_millis(50);
 
+/// The first kernel that knows `FUSE_NOTIFY_RESEND`.
+const RESEND_SINCE: (u32, u32) = (6, 9);
+
 /// `struct fuse_out_header` (include/uapi/linux/fuse.h) with no request, the code of the
 /// notification `FUSE_NOTIFY_RESEND`, and no payload.
 fn resend() -> [u8; 16] {
@@ -61,6 +64,26 @@ fn resend() -> [u8; 16] {
     header[..4].copy_from_slice(&16_u32.to_ne_bytes());
     header[4..8].copy_from_slice(&FUSE_NOTIFY_RESEND.to_ne_bytes());
     header
+}
+
+/// Why a kernel of that release cannot give another process the requests that are on their way; `None`
+/// when it can, or when that cannot be told.
+fn cannot_resend(release: &str) -> Option<String> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next()?.parse::<u32>().ok();
+    let (major, minor) = (number()?, number()?);
+    ((major, minor) < RESEND_SINCE).then(|| {
+        format!(
+            "this kernel ({release}) cannot go on with a mount in another process, Linux 6.9 can; \
+             unmount and mount again"
+        )
+    })
+}
+
+/// Something that a later version says.
+fn not_understood(error: &io::Error) -> Option<ExitCode> {
+    tracing::warn!(%error, "a worker says what this keeper does not understand");
+    None
 }
 
 /// Runs a keeper: a mount request on standard input; its workers speak to standard output.
@@ -87,6 +110,23 @@ struct Worker {
     since: Instant,
 }
 
+/// A program that stays what it is, whatever is put in its place.
+struct Program {
+    path: PathBuf,
+    _open: Option<File>,
+}
+
+impl Program {
+    fn open(path: &Path) -> Program {
+        let open = File::open(path).ok();
+        let by_descriptor = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+        Program {
+            path: open.as_ref().map_or_else(|| path.to_owned(), by_descriptor),
+            _open: open,
+        }
+    }
+}
+
 /// What a worker handed over.
 struct Held {
     state: Value,
@@ -96,7 +136,9 @@ struct Held {
 struct Keeper {
     request: Value,
     /// What workers are started from.
-    program: PathBuf,
+    program: Program,
+    /// The same before an upgrade that is not done yet.
+    before: Option<Program>,
     /// Their options.
     words: Vec<OsString>,
     signals: UnixStream,
@@ -131,7 +173,11 @@ impl Keeper {
         }
         let mut keeper = Keeper {
             request,
-            program: "/proc/self/exe".into(),
+            program: Program {
+                path: "/proc/self/exe".into(),
+                _open: None,
+            },
+            before: None,
             // The program and the word `keeper` come first.
             words: std::env::args_os().skip(2).collect(),
             signals,
@@ -147,7 +193,7 @@ impl Keeper {
 
     fn start(&self, stdout: Stdio) -> io::Result<Worker> {
         let (socket, theirs) = parcel::pair()?;
-        let child = Command::new(&self.program)
+        let child = Command::new(&self.program.path)
             .arg0("rsmount")
             .arg("worker")
             .args(&self.words)
@@ -246,6 +292,7 @@ impl Keeper {
                 None
             }
             Ok(Some((Said::Prepared, _))) => None,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => not_understood(&error),
             Ok(None) | Err(_) => self.died(),
         }
     }
@@ -255,11 +302,14 @@ impl Keeper {
         if self.next.is_some() || self.held.is_none() {
             return self.tell_not_replaced("another worker is taking over already");
         }
-        let before = std::mem::replace(&mut self.program, program);
+        if let Some(why) = cannot_resend(&rustix::system::uname().release().to_string_lossy()) {
+            return self.tell_not_replaced(&why);
+        }
+        let before = std::mem::replace(&mut self.program, Program::open(&program));
         match self.start(Stdio::null()) {
-            Ok(next) => self.next = Some(next),
+            Ok(next) => (self.next, self.before) = (Some(next), Some(before)),
             Err(e) => {
-                let why = format!("{}: {e}", self.program.display());
+                let why = format!("{}: {e}", program.display());
                 self.program = before;
                 self.tell_not_replaced(&why);
             }
@@ -333,12 +383,20 @@ impl Keeper {
         match parcel::receive::<Said>(&next.socket) {
             Ok(Some((Said::Prepared, _))) => self.hand_over(),
             Ok(Some(_)) => None,
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => not_understood(&error),
             Ok(None) | Err(_) => {
                 let mut next = self.next.take()?;
                 let status = next.child.wait();
                 tracing::warn!(?status, "the next worker could not take over");
+                // The one that has served last is known to be able to.
+                if let Some(before) = self.before.take() {
+                    self.program = before;
+                }
+                let ended = status.is_ok_and(|status| status.success());
+                if self.worker.is_none() && ended {
+                    return Some(ExitCode::SUCCESS);
+                }
                 if self.worker.is_some() {
-                    self.program = "/proc/self/exe".into();
                     self.tell_not_replaced("the new worker could not take over; see the log");
                     return None;
                 }
@@ -367,6 +425,7 @@ impl Keeper {
             }
         }
         next.since = Instant::now();
+        self.before = None;
         let _dead = parcel::send(&next.socket, &Told::Alone, &[]);
         self.worker = Some(next);
         None
@@ -391,6 +450,21 @@ fn let_go_of_caller() {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kernels_that_cannot_send_again_are_told_apart() {
+        for old in [
+            "5.15.0-91-generic",
+            "6.8.12",
+            "6.1.0-18-amd64",
+            "4.18.0-553.el8",
+        ] {
+            assert!(cannot_resend(old).is_some_and(|why| why.contains(old)));
+        }
+        for new in ["6.9.0", "6.18.44-x", "7.0", "strange"] {
+            assert_eq!(cannot_resend(new), None, "{new}");
+        }
+    }
 
     #[test]
     fn the_notification_is_a_bare_header() {

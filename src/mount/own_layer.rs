@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::cache::StoredLayer;
+use crate::cache::{HeldIndex, StoredLayer};
 use crate::content::{LateIndex, LayerSource};
 use crate::layer::LayerIndex;
 use crate::layer::codec::{self, CodecError};
@@ -11,8 +11,12 @@ use crate::mount::narrow;
 use crate::mount::source::LateSource;
 use crate::oci::{Compression, Descriptor};
 
-fn decode(stored: &StoredLayer, descriptor: &Descriptor) -> Result<LayerIndex, Error> {
-    let index = codec::decode(&stored.index()?).map_err(damaged(descriptor))?;
+fn decode(
+    stored: &StoredLayer,
+    held: &HeldIndex,
+    descriptor: &Descriptor,
+) -> Result<LayerIndex, Error> {
+    let index = codec::decode(&held.read()?).map_err(damaged(descriptor))?;
     Ok(narrow::best(stored, index))
 }
 
@@ -28,16 +32,19 @@ fn sound_index(
     is_known: bool,
 ) -> Result<LateIndex, Error> {
     if !is_known {
-        return Ok(LateIndex::from(Arc::new(decode(stored, descriptor)?)));
+        let index = decode(stored, &stored.hold_index()?, descriptor)?;
+        return Ok(LateIndex::from(Arc::new(index)));
     }
-    codec::check(&stored.index()?).map_err(damaged(descriptor))?;
-    Ok(late_index(stored.clone(), descriptor.clone()))
+    let held = stored.hold_index()?;
+    codec::check(&held.read()?).map_err(damaged(descriptor))?;
+    Ok(late_index(stored.clone(), held, descriptor.clone()))
 }
 
-/// The index of a layer that is part of a known tree, which nobody may need.
-fn late_index(stored: StoredLayer, descriptor: Descriptor) -> LateIndex {
+/// The index of a layer that is part of a known tree, which nobody may need. It is `held`: the cache may
+/// be pruned while it is mounted.
+fn late_index(stored: StoredLayer, held: HeldIndex, descriptor: Descriptor) -> LateIndex {
     LateIndex::new(move || {
-        let decoded = decode(&stored, &descriptor);
+        let decoded = decode(&stored, &held, &descriptor);
         Arc::new(decoded.unwrap_or_else(|error| {
             tracing::error!(%error, "what is absent of a layer cannot be fetched");
             LayerIndex {

@@ -67,11 +67,15 @@ pub(crate) fn layer(
             let part = part.clone();
             Box::pin(async move { part.bring(spans).await })
         })),
-        prove: Some(Arc::new(move || {
+        prove: Some(Arc::new(move |gate| {
             let proof = proof.clone();
-            Box::pin(proof.run())
+            Box::pin(proof.run(gate))
         })),
     })
+}
+
+fn of_all(blob: &dyn Blob) -> ByteRange {
+    ByteRange::new(0, blob.size())
 }
 
 fn of_layer(hot: &[HotRange], number: u32) -> Vec<HotRange> {
@@ -187,7 +191,7 @@ impl Monitor for Unheard {
 }
 
 impl Proof {
-    async fn run(self) -> Result<Pages, content::Error> {
+    async fn run(self, gate: content::Gate) -> Result<Pages, content::Error> {
         let new = match first_contact::begin(&self.cache, &self.wanted).await? {
             Begin::Known(stored) => match self.clone().compare(stored.clone()).await? {
                 Verdict::True => return Ok(stored.pages()?),
@@ -203,11 +207,17 @@ impl Proof {
             }
         };
         let (cache, wanted) = (&self.cache, &self.wanted);
-        let witness = Witness::new(self.claims());
-        let passed = first_contact::pass(cache, wanted, new, witness, &Unheard).await;
+        let seen = (Witness::new(self.claims()), Some(gate));
+        let passed = first_contact::pass(cache, wanted, new, seen, &Unheard).await;
         // Whatever came of it may be evicted from now on.
         cache.trim();
-        let (own, agrees) = passed?;
+        let (own, agrees) = match passed {
+            // Wrong bytes, and somebody else is left who can be asked.
+            Err(content::Error::Layer(_)) if wanted.blob.distrust(of_all(&*wanted.blob)) => {
+                return Err(content::Error::Abandoned);
+            }
+            passed => passed?,
+        };
         if !agrees || !self.is_of(&own) {
             return Err(self.is_lie());
         }

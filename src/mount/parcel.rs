@@ -110,7 +110,8 @@ pub(super) fn send<T: Serialize>(
     Ok(())
 }
 
-/// Waits for one message; `None` when the other end is closed.
+/// Waits for one message; `None` when the other end is closed. One that cannot be understood is an error
+/// of kind `InvalidData`, after which others may come.
 pub(super) fn receive<T: DeserializeOwned>(
     socket: impl AsFd,
 ) -> io::Result<Option<(T, Vec<OwnedFd>)>> {
@@ -141,10 +142,10 @@ pub(super) fn receive<T: DeserializeOwned>(
             descriptors.extend(received);
         }
     }
-    Ok(Some((
-        serde_json::from_slice(&bytes[..length])?,
-        descriptors,
-    )))
+    // One that is not known, of a later version: whoever hears it may go on without.
+    let message = serde_json::from_slice(&bytes[..length]);
+    let message = message.map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+    Ok(Some((message, descriptors)))
 }
 
 #[cfg(test)]
@@ -170,6 +171,11 @@ mod tests {
         assert_eq!(text, "kept");
         assert_eq!(receive::<Said>(&two).unwrap().unwrap().0, Said::Prepared);
         assert!(send(&one, &"x".repeat(200_000), &[]).is_err());
+        send(&one, &serde_json::json!({"later": 1}), &[file.as_fd()]).unwrap();
+        send(&one, &Said::Prepared, &[]).unwrap();
+        let unknown = receive::<Said>(&two).unwrap_err();
+        assert_eq!(unknown.kind(), io::ErrorKind::InvalidData);
+        assert_eq!(receive::<Said>(&two).unwrap().unwrap().0, Said::Prepared);
         send(&two, &Told::Alone, &[]).unwrap();
         drop(one);
         assert!(receive::<Said>(&two).unwrap().is_none());

@@ -19,9 +19,12 @@ use crate::mount::source::{self, Source};
 use crate::oci::{Descriptor, Digest};
 use crate::pack::hot::{HotWriter, RANGE_PAGES_MAX};
 use crate::pack::manifest::{EMPTY_BYTES, MANIFEST};
-use crate::pack::meta::without_windows;
+use crate::pack::meta::{HOT_MAX, without_windows};
 use crate::pack::{HotRange, Meta, PackManifest, SecretKey, windows};
 use crate::registry::Registry;
+
+/// How often a range is fetched whose bytes are evicted before they were read, or that cannot come.
+const FETCHES_MAX: u32 = 10;
 
 /// What was published.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -79,6 +82,8 @@ pub fn publish(
         hot,
     };
     let meta = meta.encode().map_err(|e| Error::Publish(e.to_string()))?;
+    // What nobody could use is not sent.
+    Meta::decode(&meta).map_err(|e| Error::Publish(e.to_string()))?;
     let windows: Vec<Vec<u8>> = indexes.iter().map(|index| windows::encode(index)).collect();
     let subject = subject(learner.cache(), &image.digest)?;
     let mut manifest = PackManifest::new(subject, &meta, &pages, &windows);
@@ -141,7 +146,7 @@ fn hot_part(
         };
         let mut page = touch.page;
         let end = touch.page.saturating_add(touch.pages);
-        while page < end {
+        while page < end && hot.len() < HOT_MAX as usize {
             let mut range = HotRange {
                 layer: touch.layer,
                 page,
@@ -169,6 +174,7 @@ fn hot_part(
 /// Reads, and waits for what is absent.
 fn read(content: &Arc<Content>, layer: u32, range: ByteRange) -> Result<Vec<u8>, Error> {
     let (mut bytes, mut scratch) = (vec![0; range.len() as usize], Vec::new());
+    let mut fetches = 0;
     loop {
         if content.read(layer, range, &mut bytes, &mut scratch)? == Presence::Read {
             return Ok(bytes);
@@ -176,8 +182,13 @@ fn read(content: &Arc<Content>, layer: u32, range: ByteRange) -> Result<Vec<u8>,
         let (sender, receiver) = mpsc::channel();
         let done = Box::new(move |fetched| drop(sender.send(fetched)));
         content.fetch(layer, range, done);
+        fetches += 1;
         match receiver.recv() {
-            Ok(Ok(())) => {}
+            Ok(Ok(())) if fetches <= FETCHES_MAX => {}
+            Ok(Ok(())) => {
+                let why = "bytes that were fetched are gone again; the cache may be too small";
+                return Err(Error::Publish(why.to_owned()));
+            }
             Ok(Err(error)) => return Err(Error::Publish(error.to_string())),
             Err(_) => return Err(Error::Publish("a fetch was abandoned".to_owned())),
         }

@@ -63,6 +63,16 @@ pub enum Engine {
     Kernel,
 }
 
+/// The pack that a mount began with. Whoever goes on with the mount goes on with it, because bytes of it
+/// may have been read, and remembered, before it was proven.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BegunBy {
+    /// Digest of its manifest.
+    pub pack: Digest,
+    /// The layers that were known by it alone, 0 is the base.
+    pub layers: Vec<usize>,
+}
+
 /// Everything a worker must know to mount. A keeper hands it to workers of later versions too: fields
 /// that are added have a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -83,6 +93,9 @@ pub struct MountRequest {
     /// from an archive that was written anew since.
     #[serde(default)]
     pub resumed: bool,
+    /// What the mount that is gone on with began with.
+    #[serde(default)]
+    pub begun_by: Option<BegunBy>,
     /// `os/arch[/variant]`; the host's when absent.
     pub platform: Option<String>,
     /// Cache root.

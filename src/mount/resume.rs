@@ -1,16 +1,17 @@
 //! Going on with a mount whose worker has died or is to be replaced: the same tree from the cache, on
 //! the same device.
 
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use crate::content;
 use crate::fs::ImageFs;
 use crate::fuse::{Session, Unmounter};
 use crate::mount::assemble::{self, Assembled};
 use crate::mount::engine::{self, Answerer, Behind, Parts};
 use crate::mount::error::Error;
-use crate::mount::handover::Taken;
-use crate::mount::record::{Record, State};
+use crate::mount::handover::{Handed, Taken};
+use crate::mount::mountpoint;
+use crate::mount::record::{self, OwnRecord, Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::revalidate::{self, Newer};
 use crate::mount::serve::{self, Prepared, Served};
@@ -25,9 +26,8 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         unmounter,
         keeper,
     } = part;
-    let before = taken.handed.record;
-    let pinned = pinned(&request, &before)?;
-    let assembled = assemble::assemble(&pinned, caller.clone(), &caller.interrupted)?;
+    let before = taken.handed.record.clone();
+    let assembled = assemble_again(&request, &taken.handed, caller)?;
     let Assembled {
         fs,
         image,
@@ -37,6 +37,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         source,
         late,
         foreknown,
+        begun_by,
         ..
     } = assembled;
     let owned = serve::with_diff_ids(&stored, &diff_ids);
@@ -45,7 +46,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
             let parts = Parts::new(&fs, learner.cache(), &stored, &image.digest, diff_ids);
             engine::resume(&parts, devices, &taken.fuse)?
         }
-        None => again(&request, &fs, &taken.fuse)?,
+        None => again(&request, &fs, &taken)?,
     };
     let upper = match (&before.upper, taken.upper) {
         (Some(dir), Some(lock)) => {
@@ -86,28 +87,70 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         behind: Behind::again(taken.handed.device, taken.handed.kernel),
         learner,
         unmounter,
+        tree: taken.handed.tree,
+        begun_by,
     })
 }
 
-/// The request for what was mounted: the name may stand for another image by now.
-fn pinned(request: &MountRequest, before: &Record) -> Result<MountRequest, Error> {
+/// The same file system, from the cache.
+fn assemble_again(
+    request: &MountRequest,
+    handed: &Handed,
+    caller: &Arc<Caller>,
+) -> Result<Assembled, Error> {
+    let before = &handed.record;
     let digest = before.digest.parse::<Digest>();
-    Ok(MountRequest {
-        pinned: Some(digest.map_err(|e| Error::Name(e.to_string()))?),
+    let digest = digest.map_err(|e| Error::Name(e.to_string()))?;
+    // The name may stand for another image by now.
+    let pinned = MountRequest {
+        pinned: Some(digest),
         resumed: true,
+        begun_by: handed.pack.clone(),
         ..request.clone()
-    })
+    };
+    let assembled = assemble::assemble(&pinned, caller.clone(), &caller.interrupted);
+    if let Err(Error::Content(content::Error::Poisoned)) = &assembled {
+        end(before, handed);
+    }
+    assembled
+}
+
+/// Ends a mount whose pack was found to lie while nobody served it, or by somebody else, and leaves a
+/// record that says so.
+fn end(before: &Record, handed: &Handed) {
+    mountpoint::abort(&before.mountpoint, handed.device.as_deref());
+    record::forget(before);
+    let mut record = Record {
+        pid: std::process::id(),
+        ..before.clone()
+    };
+    let own = OwnRecord::create(&record);
+    record.state = State::Poisoned;
+    if let Err(error) = own.and_then(|mut own| own.update(&record)) {
+        tracing::warn!(%error, "`ps` will not say why this mount has ended");
+    }
+}
+
+/// The kernel remembers what it was told of inodes: another tree would give it other bytes for them.
+fn is_same(fs: &ImageFs, tree: Option<&Digest>) -> Result<(), Error> {
+    match tree {
+        Some(tree) if *tree != fs.tree().identity() => Err(Error::Resume(
+            "this version would give its files other numbers; unmount and mount again".to_owned(),
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// The session of the fuse engine, and how many inodes it has.
 fn again(
     request: &MountRequest,
     fs: &Arc<ImageFs>,
-    fuse: &OwnedFd,
+    taken: &Taken,
 ) -> Result<(Session, u64), Error> {
+    is_same(fs, taken.handed.tree.as_ref())?;
     let root = rustix::process::geteuid().is_root();
     let allow_other = request.allow_other.unwrap_or(root);
-    let session = Session::resume(fs.clone(), fuse, &request.mountpoint, allow_other)
+    let session = Session::resume(fs.clone(), &taken.fuse, &request.mountpoint, allow_other)
         .map_err(Error::io("cannot go on with the device"))?;
     Ok((session, fs.totals().files))
 }

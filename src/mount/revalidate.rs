@@ -28,7 +28,11 @@ pub(crate) type Newer = Arc<OnceLock<Digest>>;
 /// Asks in a thread of its own, whose network stack ends with it. Nothing is asked for a name that
 /// cannot change (a digest, an archive), or without a network.
 pub(crate) fn start(request: &MountRequest, mounted: &Digest, newer: &Newer) {
-    let (request, mounted, newer) = (request.clone(), mounted.clone(), newer.clone());
+    let (mounted, newer) = (mounted.clone(), newer.clone());
+    let request = MountRequest {
+        pinned: None,
+        ..request.clone()
+    };
     let thread = std::thread::Builder::new().name("revalidate".into());
     let started = thread.spawn(move || {
         for wait in WAITS {
@@ -81,7 +85,8 @@ fn look(request: &MountRequest, mounted: &Digest) -> Result<Option<Digest>, Erro
         }
         let known = known.map(|tag| tag.digest);
         match registry.digest_of(&reference.tag_or_digest()).await {
-            Ok(now) if now.is_some() && now == known => return Ok(None),
+            // A writable mount goes on with an older image than the one that is remembered.
+            Ok(now) if now.is_some() && now == known && request.upper.is_none() => return Ok(None),
             Err(e) if e.is_transient() => return Err(e.into()),
             // Whoever does not answer that has to be asked for the document.
             _ => {}

@@ -9,8 +9,9 @@ use std::process::ExitCode;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use crate::cache::StoredLayer;
+use crate::cache::{Cache, StoredLayer};
 use crate::content::Notice;
 use crate::fs::ImageFs;
 use crate::fuse::{Eraser, Unmounter};
@@ -24,7 +25,7 @@ use crate::mount::mountpoint;
 use crate::mount::overlay;
 use crate::mount::parcel::Task;
 use crate::mount::record::{self, OwnRecord, Record, State};
-use crate::mount::request::MountRequest;
+use crate::mount::request::{BegunBy, MountRequest};
 use crate::mount::revalidate::{self, Newer};
 use crate::mount::sandbox::Walls;
 use crate::mount::shut_in;
@@ -35,6 +36,15 @@ use crate::mount::whole::Wholes;
 use crate::mount::why::{Foreknown, Why};
 use crate::mount::worker::{self, Caller};
 use crate::oci::Digest;
+
+/// How long a start is left alone before what only another worker needs is worked out.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Between two looks whether a pack was found to lie by another mount.
+const DENIED_EVERY: Duration = Duration::from_secs(5);
+
+/// Between two looks whether the mount has ended meanwhile.
+const GLANCE: Duration = Duration::from_millis(5);
 
 /// A mount that is there, and that this process does not serve yet.
 pub(super) struct Prepared {
@@ -52,6 +62,10 @@ pub(super) struct Prepared {
     /// Whether the tag is asked for behind the mount.
     pub(super) asks: bool,
     pub(super) unmounter: Arc<Mutex<Option<Unmounter>>>,
+    /// Of the worker before this one, when that knew it.
+    pub(super) tree: Option<Digest>,
+    /// The pack that the mount began with.
+    pub(super) begun_by: Option<BegunBy>,
 }
 
 /// What the control socket shows of this mount, and asks of its worker.
@@ -153,6 +167,21 @@ fn watch(
     poisoned
 }
 
+/// Looks now and then whether another mount has found the pack to lie, until this process ends.
+fn look_for_denial(cache: Cache, pack: Digest, fs: &Arc<ImageFs>) {
+    let fs = fs.clone();
+    let thread = std::thread::Builder::new().name("denied".into());
+    let started = thread.spawn(move || {
+        while !cache.is_denied(&pack) {
+            std::thread::sleep(DENIED_EVERY);
+        }
+        fs.content().is_found_out();
+    });
+    if let Err(error) = started {
+        tracing::warn!(%error, "what others find out of the pack is not heard");
+    }
+}
+
 /// What there is while a mount is served.
 struct Running {
     own: OwnRecord,
@@ -177,7 +206,7 @@ impl Prepared {
                 return ExitCode::FAILURE;
             }
         };
-        let (record, handed) = (self.served.record.clone(), self.handed());
+        let (record, mut handed) = (self.served.record.clone(), self.handed());
         let path = record.mountpoint.clone();
         let Answering {
             thread,
@@ -186,13 +215,19 @@ impl Prepared {
         } = running.answering;
         let lock = self.upper.as_ref().map(UpperDir::lock);
         let keeper = &self.served.keeper;
+        let serving = |handed: &Handed| {
+            if let Err(error) = keeper.serving(handed, fuse.as_fd(), lock) {
+                tracing::warn!(%error, "nobody takes over should this process die");
+            }
+        };
         // Before anybody hears that the mount is there: from then on it outlives this process.
-        if let Err(error) = keeper.serving(&handed, fuse.as_fd(), lock) {
-            tracing::warn!(%error, "nobody takes over should this process die");
-        }
-        drop(fuse);
+        serving(&handed);
+        let cache = self.learner.cache().clone();
         let (ended, learning) = learn(self.learner, &self.served, self.behind.clone());
         let poisoned = watch(&self.served, self.behind, self.stored, eraser);
+        if let Some(begun) = &self.begun_by {
+            look_for_denial(cache, begun.pack.clone(), &self.served.fs);
+        }
         tracing::info!(image = record.image, mountpoint = %path.display(), "mounted");
         if let (true, Ok(digest)) = (self.asks, record.digest.parse()) {
             revalidate::start(&self.request, &digest, &self.served.newer);
@@ -209,7 +244,16 @@ impl Prepared {
         {
             tracing::warn!(error = %e, "standard input and output stay open");
         }
+        if handed.tree.is_none() && handed.kernel.is_none() && goes_on(&thread) {
+            handed.tree = Some(self.served.fs.tree().identity());
+            serving(&handed);
+        }
+        drop(fuse);
         let ending = thread.join();
+        if ending.as_ref().is_ok_and(Result::is_err) || ending.is_err() {
+            // Another worker goes on with what is still there.
+            self.upper.as_mut().map(UpperDir::leave);
+        }
         let mut own = running.own;
         if *poisoned.lock().unwrap_or_else(|e| e.into_inner()) {
             keep_poisoned(&mut own, record);
@@ -260,7 +304,9 @@ impl Prepared {
             record::forget_others(keeper);
         }
         let (own, control) = publish(&self.served)?;
-        self.answer(own, control)
+        let running = self.answer(own, control)?;
+        self.upper.as_mut().map(UpperDir::take_over);
+        Ok(running)
     }
 
     /// Drops what serving does not need; when that must be and cannot, nothing stays mounted.
@@ -294,8 +340,19 @@ impl Prepared {
             device: self.behind.connection.clone(),
             kernel: self.behind.kernel.clone(),
             throw_away: self.upper.as_ref().is_some_and(UpperDir::is_throw_away),
+            tree: self.tree.clone(),
+            pack: self.begun_by.clone(),
         }
     }
+}
+
+/// Waits until a start has had its first second; whether the mount goes on.
+fn goes_on(thread: &JoinHandle<io::Result<()>>) -> bool {
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until && !thread.is_finished() {
+        std::thread::sleep(GLANCE);
+    }
+    !thread.is_finished()
 }
 
 fn exit_code(ending: std::thread::Result<io::Result<()>>) -> ExitCode {

@@ -147,6 +147,8 @@ pub struct UpperDir {
     fresh: bool,
     kept: bool,
     throw_away: bool,
+    /// Whether this process may remove it: not while another one serves, or could.
+    removes: bool,
 }
 
 impl UpperDir {
@@ -164,6 +166,10 @@ impl UpperDir {
                 builder.recursive(true).mode(0o700);
                 builder.create(&all).map_err(io_at(&all))?;
                 remove_leftovers(&all);
+                // Until it is locked, nobody takes it for a leftover.
+                let making = File::open(&all).map_err(io_at(&all))?;
+                let shared = flock(&making, FlockOperation::LockShared);
+                shared.map_err(|e| UpperError::Io(all.clone(), e.into()))?;
                 let name = format!("{}-{:08x}", std::process::id(), fastrand::u32(..));
                 Self::open_dir(&all.join(name), mountpoint, true)
             }
@@ -222,6 +228,7 @@ impl UpperDir {
             made,
             kept: false,
             throw_away,
+            removes: throw_away,
         })
     }
 
@@ -237,7 +244,19 @@ impl UpperDir {
             fresh: false,
             kept: true,
             throw_away,
+            removes: false,
         })
+    }
+
+    /// Says that this process serves the mount now: it removes what goes with it.
+    pub fn take_over(&mut self) {
+        self.removes = self.throw_away;
+    }
+
+    /// Leaves the directory as it is: the mount may go on without this process.
+    pub fn leave(&mut self) {
+        self.removes = false;
+        self.kept = true;
     }
 
     /// What holds the lock.
@@ -328,8 +347,11 @@ impl UpperDir {
 impl Drop for UpperDir {
     fn drop(&mut self) {
         let _never_made = std::fs::remove_dir(self.lower());
-        if self.throw_away {
-            remove(&self.dir);
+        if self.removes {
+            match mountpoint::is_upper_of_a_mount(&self.upper()) {
+                true => tracing::warn!(dir = %self.dir.display(), "still mounted, so it is left"),
+                false => remove(&self.dir),
+            }
         } else if self.fresh && !self.kept {
             let _never_made = std::fs::remove_dir(self.upper());
             let _never_made = std::fs::remove_dir_all(self.work());
@@ -405,6 +427,11 @@ fn read(dir: &Path, file: &File) -> Result<Option<About>, UpperError> {
 
 /// Removes throw-away directories whose mounts are gone: their workers were killed.
 fn remove_leftovers(all: &Path) {
+    // Somebody is making one right now: whoever comes next will look.
+    let Ok(looking) = File::open(all) else { return };
+    if flock(&looking, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return;
+    }
     for entry in std::fs::read_dir(all).into_iter().flatten().flatten() {
         let dir = entry.path();
         let Ok(file) = File::open(dir.join(ABOUT)) else {
@@ -455,6 +482,56 @@ mod tests {
         assert!(said.contains("holds changes to app:1"), "{said}");
         again.claim(about(b"one")).unwrap();
         assert_eq!(dir.metadata().unwrap().mode() & 0o7777, 0o700);
+    }
+
+    #[test]
+    fn who_could_not_take_over_removes_nothing() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("throw-away");
+        let take = |dir: &Path| UpperDir::open_dir(dir, Path::new("/mnt/of/the/test"), true);
+        let mut serving = take(&dir).unwrap();
+        serving.claim(about(b"one")).unwrap();
+        serving.keep();
+        let resume = || {
+            let lock = serving.about_file.try_clone().unwrap();
+            UpperDir::resume(dir.clone(), lock, true).unwrap()
+        };
+        drop(resume());
+        assert!(dir.join("upper").exists(), "another worker serves it");
+        let mut next = resume();
+        next.take_over();
+        next.leave();
+        drop(next);
+        assert!(dir.join("upper").exists(), "it may go on");
+        let mut last = resume();
+        last.take_over();
+        assert!(last.is_throw_away());
+        serving.leave();
+        drop((serving, last));
+        assert!(!dir.exists());
+    }
+
+    /// Whoever cleans up finds it locked, or not at all.
+    #[test]
+    fn what_is_being_made_is_no_leftover() {
+        let temp = tempfile::tempdir().unwrap();
+        let open = || {
+            let mountpoint = Path::new("/mnt/of/the/test");
+            UpperDir::open(&Upper::ThrowAway, temp.path(), mountpoint).unwrap()
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..50 {
+                        let dir = open();
+                        assert!(dir.dir().join(ABOUT).exists());
+                    }
+                });
+            }
+        });
+        drop(open());
+        let all = temp.path().join(THROW_AWAY);
+        assert!(is_empty(&all).unwrap());
     }
 
     #[test]

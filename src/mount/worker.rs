@@ -19,10 +19,11 @@ use signal_hook::iterator::Signals;
 use tokio::sync::Notify;
 
 use crate::cache::Cache;
+use crate::content;
 use crate::fuse::Unmounter;
 use crate::monitor::{Event, Monitor};
 use crate::mount::assemble::{self, Assembled, ResolvedImage};
-use crate::mount::engine::{self, Parts};
+use crate::mount::engine::{self, Choice, Parts};
 use crate::mount::error::Error;
 use crate::mount::handover::Keeper;
 use crate::mount::launch::Message;
@@ -43,6 +44,8 @@ pub fn run() -> ExitCode {
     let caller = Arc::new(Caller::default());
     match prepare(&caller) {
         Ok(prepared) => prepared.serve(&caller),
+        // It was ended: there is nothing for another worker to go on with.
+        Err(Error::Content(content::Error::Poisoned)) => ExitCode::SUCCESS,
         Err(e) => {
             tracing::error!(error = %e, "not mounted");
             caller.say(&failed(&e));
@@ -141,6 +144,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         late,
         foreknown,
         from_cache,
+        begun_by,
         ..
     } = assembled;
     let asks = from_cache && revalidate::is_wanted(&request);
@@ -159,20 +163,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
     let parts = Parts::new(&fs, learner.cache(), &stored, &image.digest, diff_ids);
     let mut mounted = engine::mount(&request, &place, &parts)?;
     *unmounter.lock().unwrap_or_else(|e| e.into_inner()) = mounted.unmounter.take();
-    let record = Record {
-        mountpoint: request.mountpoint.clone(),
-        image: request.image.clone(),
-        digest: image.digest.to_string(),
-        platform: image.platform.to_string(),
-        pid: std::process::id(),
-        keeper: Keeper::pid(),
-        state: State::Ready,
-        since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-        engine: Some(mounted.choice.clone()),
-        sandbox: None,
-        upper: upper.as_ref().map(|u| u.dir().to_owned()),
-        newer: None,
-    };
+    let record = record_of(&request, &image, &mounted.choice, upper.as_ref());
     Ok(Prepared {
         request,
         upper,
@@ -193,7 +184,32 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         learner,
         asks,
         unmounter,
+        tree: None,
+        begun_by,
     })
+}
+
+/// What `ps` shows of the mount that this process has made.
+fn record_of(
+    request: &MountRequest,
+    image: &ResolvedImage,
+    choice: &Choice,
+    upper: Option<&UpperDir>,
+) -> Record {
+    Record {
+        mountpoint: request.mountpoint.clone(),
+        image: request.image.clone(),
+        digest: image.digest.to_string(),
+        platform: image.platform.to_string(),
+        pid: std::process::id(),
+        keeper: Keeper::pid(),
+        state: State::Ready,
+        since: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+        engine: Some(choice.clone()),
+        sandbox: None,
+        upper: upper.map(|u| u.dir().to_owned()),
+        newer: None,
+    }
 }
 
 /// Locks the upper directory, and holds the request to the image that its changes belong to.

@@ -19,7 +19,7 @@ pub const META_BYTES_MAX: usize = 256 << 20;
 const LAYERS_MAX: u32 = 4096;
 
 /// Most hot ranges: as many as a profile may have.
-const HOT_MAX: u32 = 1 << 17;
+pub(crate) const HOT_MAX: u32 = 1 << 17;
 
 /// Level of zstd: it is written once and read often; more gains nothing on indexes.
 const LEVEL: i32 = 15;

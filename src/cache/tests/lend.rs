@@ -33,6 +33,25 @@ fn a_file_is_lent_after_one_whole_check_in_this_boot() {
 }
 
 #[test]
+fn what_was_found_damaged_since_is_not_lent() {
+    let (temp, cache) = open();
+    let content = bytes(1 << 20);
+    let layer = store(&cache, &Digest::of(b"one"), &content, b"i");
+    let pages = layer.pages().unwrap();
+    assert!(lend(&layer, &pages));
+    data_of(&temp).write_all_at(b"flipped", 300_000).unwrap();
+    assert!(read_all(&pages).is_none());
+    assert!(layer.lendable(BOOT).is_none());
+    let page = 300_000 / 4096 * 4096;
+    let mended = &content[page..page + 4096];
+    pages.write(page as u64, mended).unwrap();
+    assert!(layer.lendable(BOOT).is_some());
+    // Who died between the two marks has given nothing away, and could have.
+    std::fs::remove_file(layer_path(&temp, &Digest::of(b"one")).join("lent")).unwrap();
+    assert!(cache.usage().unwrap().layers[0].held.lent);
+}
+
+#[test]
 fn what_is_damaged_or_not_whole_is_not_lent() {
     let (temp, cache) = open();
     let content = bytes(1 << 20);
