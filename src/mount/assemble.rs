@@ -22,9 +22,9 @@ use crate::mount::learn::Learner;
 use crate::mount::own_layer::own_layer;
 use crate::mount::pack;
 use crate::mount::pack_begun::{
-    PACK_PATIENCE, begins_by, begun_by, beside, foreknown, is_of_index, late,
+    PACK_PATIENCE, begins_by, begun_by, beside, foreknown, is_of_index, late, without_packs,
 };
-use crate::mount::request::{BegunBy, MountRequest, Pull, TrustIndex};
+use crate::mount::request::{BegunBy, MountRequest, Pull};
 use crate::mount::resolve::{Image, Resolver, Top};
 use crate::mount::source::{self, Access, Here, LateSource, Source};
 use crate::mount::trust::Trust;
@@ -158,11 +158,7 @@ fn attempt(
             let message = format!("the pack of {} is not used: {error}", request.image);
             again.event(Event::Warning { message });
             discover::forget(&cache, &place, &image)?;
-            let without = MountRequest {
-                trust_index: TrustIndex::Local,
-                ..request.clone()
-            };
-            attempt(&without, again, interrupted)
+            attempt(&without_packs(request), again, interrupted)
         }
         Err(error) => Err(error),
     }

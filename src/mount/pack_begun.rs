@@ -6,7 +6,7 @@ use crate::cache::{Cache, CacheError};
 use crate::mount::discover::{self, Pack, Refused};
 use crate::mount::error::Error;
 use crate::mount::learn::Learner;
-use crate::mount::request::{BegunBy, MountRequest};
+use crate::mount::request::{BegunBy, MountRequest, TrustIndex};
 use crate::mount::resolve::Image;
 use crate::mount::source::Access;
 use crate::mount::trust::Trust;
@@ -73,4 +73,12 @@ pub(super) fn is_of_index(error: &Error) -> bool {
         error,
         Error::Cache(CacheError::Damaged { .. } | CacheError::Gone(_)) | Error::Index { .. }
     )
+}
+
+/// The same request, by no pack.
+pub(super) fn without_packs(request: &MountRequest) -> MountRequest {
+    MountRequest {
+        trust_index: TrustIndex::Local,
+        ..request.clone()
+    }
 }
