@@ -3,7 +3,7 @@
 //! The language is Jinja's, by `minijinja`: well kept, without dependencies but serde, and it cannot
 //! do anything but print. Docker's own is Go's `text/template`, for which there is no kept crate; the
 //! forms of it that scripts live on, from `{{.Config.User}}` to `{{range .Config.Env}}`, are read as
-//! well ([`go`]).
+//! well (`go`).
 
 mod go;
 

@@ -4,16 +4,16 @@
 //! get the better of it, it is not to get at the rest of the machine:
 //!
 //! - *Landlock*: files are the cache, the runtime directory, and to read what names and certificates
-//!   are looked up in ([`reach`]). No TCP port can be opened, no process outside be signalled.
+//!   are looked up in (`reach`). No TCP port can be opened, no process outside be signalled.
 //! - *Capabilities*: none, but to remove a container's files where an upper directory goes with the
 //!   mount.
-//! - *seccomp*: no program can be executed, nothing mounted, nobody traced ([`calls`]).
+//! - *seccomp*: no program can be executed, nothing mounted, nobody traced (`calls`).
 //!
 //! What needs more is asked of the keeper, which stays outside: it unmounts, aborts, starts the next
-//! worker, and has credentials looked up by a process of their own ([`super::handover::Keeper`]).
+//! worker, and has credentials looked up by a process of their own (`super::handover::Keeper`).
 //!
 //! All three hold for one thread each, and by then there are several, because mounting needs somebody
-//! who answers: [`threads`] has every one of them shut itself in. Rejected: to be shut in from the
+//! who answers: `threads` has every one of them shut itself in. Rejected: to be shut in from the
 //! beginning, with the keeper mounting for us; it would have to know engines, overlays and EROFS.
 
 use std::path::PathBuf;
