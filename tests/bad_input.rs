@@ -29,10 +29,15 @@ fn plain() -> Layer {
         .file("etc/motd", FILE, b"hello\n")
 }
 
-/// Checks the promise and gives the line.
+/// Checks the promise: one line, nothing left.
 fn refused(place: &Place, output: &Output, expected: &str, case: &str) {
+    refused_with(1, place, output, expected, case);
+}
+
+/// The same where wrong usage has another code than failure.
+fn refused_with(code: i32, place: &Place, output: &Output, expected: &str, case: &str) {
     let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{case}: {text}");
+    assert_eq!(output.status.code(), Some(code), "{case}: {text}");
     assert_eq!(
         text.trim_end().lines().count(),
         1,
@@ -211,7 +216,7 @@ fn bad_names_and_places_are_refused_in_one_line() {
     ]);
     refused(&place, &output, "linux/s390x", "platform");
     let output = place.run(&["-q", "-o", "rw", &image, place.mnt().to_str().unwrap()]);
-    refused(&place, &output, "read-only", "rw");
+    refused_with(2, &place, &output, "read-only", "rw");
 }
 
 #[test]

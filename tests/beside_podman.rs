@@ -399,6 +399,10 @@ fn play(command: &mut Command, act: Act, tool: &dyn Fn() -> Command) -> Seen {
             continue;
         }
         acted = true;
+        if let Act::ToClient(_) = act {
+            // podman shows output before it passes signals on.
+            std::thread::sleep(Duration::from_millis(500));
+        }
         match act {
             Act::ToClient(signal) => {
                 let pid = Pid::from_child(&child);

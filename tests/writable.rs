@@ -41,8 +41,13 @@ fn name(place: &Place) -> String {
 
 /// One line that says `expected`, exit code 1, nothing mounted, no record.
 fn refused(place: &Place, output: &Output, expected: &str) {
+    refused_with(1, place, output, expected);
+}
+
+/// The same where wrong usage has another code than failure.
+fn refused_with(code: i32, place: &Place, output: &Output, expected: &str) {
     let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(output.status.code(), Some(code), "{said}");
     assert_eq!(said.trim_end().lines().count(), 1, "{said}");
     assert!(said.contains(expected), "{said:?} lacks {expected:?}");
     assert!(!place.is_mounted(), "{said}");
@@ -226,8 +231,8 @@ fn what_cannot_be_an_upper_directory_is_refused() {
     refused(&place, &mount(&["--upper", &shm]), "Not a directory");
     let dir = place.path("new");
     let both = mount(&["--upper", text(&dir), "-o", "ro"]);
-    refused(&place, &both, "leave out the option ro");
-    refused(&place, &mount(&["-o", "rw"]), "--upper DIR or --tmp");
+    refused_with(2, &place, &both, "leave out the option ro");
+    refused_with(2, &place, &mount(&["-o", "rw"]), "--upper DIR or --tmp");
     let bad = place.run(&[
         "-q",
         "oci:/nowhere",

@@ -139,9 +139,12 @@ impl OwnRecord {
     /// Writes it anew; one that says [`State::Poisoned`] outlives the process.
     pub fn update(&mut self, record: &Record) -> io::Result<()> {
         self.stays = record.state == State::Poisoned;
-        let bytes = serde_json::to_vec(record)?;
-        // In place, because the lock is the open file's.
-        self.locked.set_len(0)?;
+        let mut bytes = serde_json::to_vec(record)?;
+        // In place, because the lock is the open file's; in one write and never shorter, so that no
+        // reader finds half of it. Spaces behind JSON mean nothing.
+        let before = self.locked.metadata()?.len();
+        let before = usize::try_from(before).unwrap_or_default();
+        bytes.resize(bytes.len().max(before), b' ');
         self.locked.write_all_at(&bytes, 0)
     }
 }
