@@ -415,6 +415,8 @@ fn a_foreground_mount_ends_with_its_signal() {
         assert!(Instant::now() < deadline, "not mounted");
         std::thread::sleep(Duration::from_millis(10));
     }
+    // It can be read a moment before the command has heard of it; until then a signal gives up.
+    std::thread::sleep(Duration::from_millis(500));
     assert!(child.try_wait().unwrap().is_none());
     Command::new("kill")
         .args(["-INT", &child.id().to_string()])

@@ -1,9 +1,10 @@
 //! `rsmount mount` and `rsmount umount`.
 
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitCode};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -32,18 +33,42 @@ pub(crate) fn mount(
     settings: Settings,
 ) -> Result<ExitCode, Failure> {
     let request = request(args, settings)?;
-    let launched = launch_mount(&request, global)?;
-    warn_of_privileges(&request);
     if !args.foreground {
+        launch_mount(&request, global)?;
+        warn_of_privileges(&request);
         return Ok(ExitCode::SUCCESS);
     }
-    wait(launched.child)
+    // From the beginning: the mount can be seen before this process hears that it is there.
+    let stop = stop_signals().map_err(|e| Failure::of(&e))?;
+    let launched = launch_mount_unless(&request, global, Some(stop.as_fd()))?;
+    warn_of_privileges(&request);
+    wait(launched.child, &stop)
+}
+
+/// What can be read as soon as a signal has asked for the end.
+fn stop_signals() -> std::io::Result<UnixStream> {
+    let (stop, sender) = UnixStream::pair()?;
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+    }
+    stop.set_nonblocking(true)?;
+    Ok(stop)
 }
 
 /// Starts a worker for `request`, and shows its progress until the mount can be used.
 pub(super) fn launch_mount(request: &MountRequest, global: &Global) -> Result<Launched, Failure> {
+    launch_mount_unless(request, global, None)
+}
+
+/// The same, given up as soon as `stop` can be read.
+fn launch_mount_unless(
+    request: &MountRequest,
+    global: &Global,
+    stop: Option<BorrowedFd<'_>>,
+) -> Result<Launched, Failure> {
     let mut progress = Progress::new(global.quiet);
-    let launched = launch::launch(request, &log_words(global), |event| progress.show(event));
+    let show = |event| progress.show(event);
+    let launched = launch::launch_unless(request, &log_words(global), show, stop);
     progress.finish();
     launched.map_err(|e| match e {
         LaunchError::Failed { message, causes } => Failure::new(message).with_causes(causes),
@@ -266,11 +291,7 @@ fn apply_option(request: &mut MountRequest, option: &str) -> Result<(), Failure>
 }
 
 /// Waits for a foreground worker; signals end the mount, not just this process.
-fn wait(mut child: Child) -> Result<ExitCode, Failure> {
-    let ending = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register(signal, ending.clone()).map_err(|e| Failure::of(&e))?;
-    }
+fn wait(mut child: Child, mut stop: &UnixStream) -> Result<ExitCode, Failure> {
     loop {
         if let Some(status) = child.try_wait().map_err(|e| Failure::of(&e))? {
             return Ok(if status.success() {
@@ -279,7 +300,7 @@ fn wait(mut child: Child) -> Result<ExitCode, Failure> {
                 ExitCode::FAILURE
             });
         }
-        if ending.swap(false, Ordering::Relaxed)
+        if matches!(stop.read(&mut [0; 64]), Ok(1..))
             && let Some(pid) = rustix::process::Pid::from_raw(child.id().cast_signed())
         {
             let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
