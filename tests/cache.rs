@@ -194,11 +194,22 @@ impl<'a> Disk<'a> {
     }
 
     fn remount(&self, options: &str) {
-        let status = Command::new("mount")
-            .args(["-o", &format!("remount,{options}")])
-            .arg(self.0.path("cache"))
-            .status();
-        assert!(status.unwrap().success());
+        let remount = || {
+            Command::new("mount")
+                .args(["-o", &format!("remount,{options}")])
+                .arg(self.0.path("cache"))
+                .output()
+                .unwrap()
+        };
+        // What another test has just started holds our open files until it runs its program, and a
+        // file open for writing keeps a file system from becoming read-only.
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut output = remount();
+        while !output.status.success() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(20));
+            output = remount();
+        }
+        assert!(output.status.success(), "{output:?}");
     }
 }
 
