@@ -25,6 +25,7 @@ mod known_tree;
 pub mod launch;
 mod learn;
 mod lookup;
+mod mounting;
 pub mod mountpoint;
 mod narrow;
 mod overlay;

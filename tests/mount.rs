@@ -18,10 +18,12 @@ use std::io::Read;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use support::layout::{self, DIR, FILE, Layer, Meta, Pack};
 use support::place::{Mounted, Place, can_mount};
+use support::registry::Registry;
 
 /// A small image with every kind of node.
 fn sample() -> Vec<Vec<u8>> {
@@ -442,4 +444,81 @@ fn a_stored_image_mounts_without_its_source_bytes() {
     let mount = place.mount("image", &[]);
     assert!(std::fs::read(mount.path("data/large")).unwrap() == large());
     assert_eq!(place.stats()["fetched_bytes"], 0);
+}
+
+#[test]
+fn of_two_mounts_in_one_place_one_is_refused() {
+    if !can_mount() {
+        return;
+    }
+    let place = place_with(&sample(), Pack::Gzip);
+    let registry = Registry::serve(place.path("image"));
+    let image = registry.image();
+    let begin = || {
+        let mut mount = place.rsmount();
+        mount.args(["-q", &image]).arg(place.mnt());
+        mount.stdout(Stdio::null()).stderr(Stdio::piped());
+        mount.spawn().unwrap()
+    };
+    let refused = |output: std::process::Output, expected: &[&str]| {
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(expected.iter().any(|e| said.contains(e)), "{said}");
+    };
+    // The first waits for its registry.
+    registry.control.held.store(true, SeqCst);
+    let first = begin();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while registry.control.requests.load(SeqCst) == 0 {
+        assert!(Instant::now() < deadline, "nobody asks");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let second = begin().wait_with_output().unwrap();
+    refused(second, &["another rsmount is mounting an image here"]);
+    registry.control.held.store(false, SeqCst);
+    let first = first.wait_with_output().unwrap();
+    assert!(first.status.success(), "{first:?}");
+    let third = begin().wait_with_output().unwrap();
+    refused(third, &["an image is mounted here already"]);
+    drop(Mounted::adopt(&place));
+    // And when both come at once.
+    for _ in 0..10 {
+        let both = [begin(), begin()].map(|child| child.wait_with_output().unwrap());
+        let (mounted, others): (Vec<_>, Vec<_>) =
+            both.into_iter().partition(|output| output.status.success());
+        assert_eq!(mounted.len(), 1, "{mounted:?} {others:?}");
+        for other in others {
+            refused(
+                other,
+                &["is mounting an image here", "mounted here already"],
+            );
+        }
+        drop(Mounted::adopt(&place));
+        assert!(!place.is_mounted(), "one below the other");
+    }
+    // One that dies is in nobody's way, however it died.
+    registry.control.held.store(true, SeqCst);
+    place.ok(&["cache", "prune", "--all"]);
+    let before = registry.control.requests.load(SeqCst);
+    let mut dies = begin();
+    while registry.control.requests.load(SeqCst) == before {
+        assert!(Instant::now() < deadline, "nobody asks");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    dies.kill().unwrap();
+    dies.wait().unwrap();
+    registry.control.held.store(false, SeqCst);
+    let mut again = begin().wait_with_output().unwrap();
+    while !again.status.success() && Instant::now() < deadline {
+        refused(
+            again,
+            &["is mounting an image here", "mounted here already"],
+        );
+        std::thread::sleep(Duration::from_millis(50));
+        again = begin().wait_with_output().unwrap();
+    }
+    assert!(again.status.success(), "{again:?}");
+    drop(Mounted::adopt(&place));
+    assert_eq!(place.leftovers(), 0);
 }

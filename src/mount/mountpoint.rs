@@ -36,6 +36,12 @@ pub enum MountpointError {
     /// Already ours.
     #[error("{0}: an image is mounted here already; unmount it first (rsmount umount {0})")]
     AlreadyMounted(PathBuf),
+    /// Another process is about to mount there.
+    #[error(
+        "{0}: another rsmount is mounting an image here just now; wait for it, or choose another \
+         directory"
+    )]
+    BeingMounted(PathBuf),
     /// The server of what is mounted there has died.
     #[error("{0}: a dead mount is in the way; clean it up first (rsmount umount {0})")]
     Dead(PathBuf),

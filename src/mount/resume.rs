@@ -68,6 +68,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         ..before.clone()
     };
     Ok(Prepared {
+        mounting: None,
         asks: revalidate::is_wanted(&request),
         request,
         answerer: Some(Answerer::Later(Box::new(session), inodes)),

@@ -21,6 +21,7 @@ use crate::mount::error::Error;
 use crate::mount::handover::{Handed, Keeper};
 use crate::mount::launch::Message;
 use crate::mount::learn::Learner;
+use crate::mount::mounting::Mounting;
 use crate::mount::mountpoint;
 use crate::mount::overlay;
 use crate::mount::parcel::Task;
@@ -49,6 +50,8 @@ const GLANCE: Duration = Duration::from_millis(5);
 /// A mount that is there, and that this process does not serve yet.
 pub(super) struct Prepared {
     pub(super) request: MountRequest,
+    /// Until the mount has its record.
+    pub(super) mounting: Option<Mounting>,
     /// Taken when it answers.
     pub(super) answerer: Option<Answerer>,
     /// The record of the worker before this one.
@@ -197,6 +200,7 @@ impl Prepared {
             None => self.begin(),
             Some(before) => self.take_over(before),
         };
+        drop(self.mounting.take());
         let begun = begun.and_then(|running| self.shut_in(running));
         let running = match begun {
             Ok(running) => running,

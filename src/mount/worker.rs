@@ -27,6 +27,7 @@ use crate::mount::engine::{self, Choice, Parts};
 use crate::mount::error::Error;
 use crate::mount::handover::Keeper;
 use crate::mount::launch::Message;
+use crate::mount::mounting::Mounting;
 use crate::mount::mountpoint;
 use crate::mount::overlay;
 use crate::mount::parcel::Task;
@@ -132,6 +133,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
         unmounter,
         keeper,
     } = part;
+    let mounting = Mounting::begin(&request.mountpoint)?;
     let mut upper = open_upper(&mut request)?;
     let assembled = assemble::assemble(&request, caller.clone(), &caller.interrupted)?;
     let Assembled {
@@ -166,6 +168,7 @@ fn make(part: Part, caller: &Arc<Caller>) -> Result<Prepared, Error> {
     let record = record_of(&request, &image, &mounted.choice, upper.as_ref());
     Ok(Prepared {
         request,
+        mounting: Some(mounting),
         upper,
         behind: mounted.behind,
         answerer: Some(mounted.answerer),

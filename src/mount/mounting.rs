@@ -1,0 +1,97 @@
+//! The lock of a mountpoint while an image is being mounted on it: of two commands that do so at the same
+//! time one is refused, rather than its image be stacked on the other's.
+//!
+//! A file beside the records, not the directory itself: that may be the lock of a script that mounts there
+//! (`flock DIR rsmount IMAGE DIR`). It is as much as one user's mounts need of each other; another user's
+//! directory is nobody's mountpoint but root's.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::mount::error::Error;
+use crate::mount::mountpoint::{self, MountpointError};
+use crate::mount::record;
+use crate::oci::Digest;
+
+/// Held until what is mounted has its record; the lock ends with the process, however it ends.
+#[derive(Debug)]
+pub(super) struct Mounting {
+    path: PathBuf,
+    _locked: File,
+}
+
+impl Mounting {
+    /// Says that this process mounts on `mountpoint` (absolute, without links).
+    ///
+    /// # Errors
+    ///
+    /// When another process is at it, or has been since the command looked.
+    pub(super) fn begin(mountpoint: &Path) -> Result<Mounting, Error> {
+        // The same path is another directory in another mount namespace (mount_namespaces(7)).
+        let namespace = std::fs::read_link("/proc/self/ns/mnt").unwrap_or_default();
+        let named = [namespace.as_path(), mountpoint].map(|path| path.as_os_str().as_bytes());
+        let name = Digest::of(&named.join(&0));
+        let lock = record::directory().and_then(|dir| {
+            let path = dir.join(format!("{}.mounting", name.hex()));
+            Ok(lock(&path)?.map(|file| Mounting {
+                path,
+                _locked: file,
+            }))
+        });
+        let lock = lock.map_err(Error::io("cannot lock the mountpoint"))?;
+        let lock = lock.ok_or_else(|| MountpointError::BeingMounted(mountpoint.into()))?;
+        if mountpoint::is_mounted(mountpoint) {
+            return Err(MountpointError::AlreadyMounted(mountpoint.into()).into());
+        }
+        Ok(lock)
+    }
+}
+
+impl Drop for Mounting {
+    fn drop(&mut self) {
+        // While it is locked: whoever has it open already finds that it is not the one with this name.
+        let _gone = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The file at `path`, locked; `None` when another has it.
+fn lock(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let mut options = OpenOptions::new();
+        let options = options.write(true).create(true).truncate(false);
+        let file = options.mode(0o600).open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(e) => return Err(e.into()),
+        }
+        let number = file.metadata()?.ino();
+        if path.metadata().is_ok_and(|found| found.ino() == number) {
+            return Ok(Some(file));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_has_it_and_its_end_makes_room_for_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.mounting");
+        let mounting = Mounting {
+            _locked: lock(&path).unwrap().unwrap(),
+            path: path.clone(),
+        };
+        assert!(lock(&path).unwrap().is_none());
+        drop(mounting);
+        assert!(!path.exists(), "nothing is left behind");
+        assert!(lock(&path).unwrap().is_some());
+    }
+}
