@@ -465,9 +465,17 @@ impl Content {
                 (Some(_), Some(_)) => Proof::Given,
             },
         };
-        let mut stats = self.tally.stats(self.layers.iter().map(layer).collect());
+        let layers = self.layers.iter().map(layer).collect();
+        let mut stats = self.tally.stats(self.stalls.waiting(), layers);
         stats.outage |= self.demand.is_stalled();
         stats
+    }
+
+    /// Why readers wait for longer than a fetch takes, when they do.
+    pub fn trouble(&self) -> Option<String> {
+        let nothing = || "the source gives nothing".to_owned();
+        let trouble = || self.tally.trouble().unwrap_or_else(nothing);
+        self.stats().outage.then(trouble)
     }
 
     fn layer(&self, layer: u32) -> Result<&Layer, Error> {

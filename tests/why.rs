@@ -7,7 +7,7 @@ mod support;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::SeqCst;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
@@ -105,8 +105,16 @@ fn a_second_start_says_that_the_first_had_taught_it() {
     read("below/a");
     drop(mounted);
     place.ok(&["cache", "prune", "--data"]);
+    // What the first has taught is on its way when the reader comes, and has not come.
+    registry.control.held.store(true, SeqCst);
     let mounted = place.mount_image(&registry.image(), &["--fill", "never"]);
-    read("below/a");
+    std::thread::scope(|scope| {
+        scope.spawn(|| read("below/a"));
+        why_until(&place, "somebody waits", |why| {
+            why["waiting"][0].is_object()
+        });
+        registry.control.held.store(false, SeqCst);
+    });
     let shown = why(&place);
     assert_eq!(shown["stalls"][0]["path"], "/below/a", "{shown}");
     assert_eq!(shown["stalls"][0]["avoidable"], "profile_on_its_way");
@@ -128,6 +136,91 @@ fn a_read_that_failed_is_shown_as_one() {
     let shown = why(&place);
     assert_eq!(shown["stalls"][0]["failed"], true, "{shown}");
     registry.control.unplugged.store(false, SeqCst);
+}
+
+/// Asks until `is` holds of what it hears.
+fn why_until(place: &Place, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let shown = why(place);
+        if is(&shown) {
+            return shown;
+        }
+        assert!(Instant::now() < deadline, "never {what}: {shown}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_wait_that_goes_on_is_shown_with_what_is_the_matter() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served(Pack::Gzip);
+    drop(place.mount_image(&registry.image(), &[]));
+    place.ok(&["cache", "prune", "--data"]);
+    let mounted = place.mount_image(&registry.image(), &["--fill", "never"]);
+    let mnt = place.mnt();
+    let mnt = mnt.to_str().unwrap();
+    assert_eq!(why(&place)["waiting"], serde_json::json!([]));
+
+    registry.control.held.store(true, SeqCst);
+    let file = File::open(mounted.path("above/b")).unwrap();
+    let reader = std::thread::spawn(move || file.read_exact_at(&mut [0; 100], 1 << 20));
+    let shown = why_until(&place, "somebody waits", |why| {
+        why["waiting"][0].is_object()
+    });
+    let wait = &shown["waiting"][0];
+    assert_eq!(wait["path"], "/above/b", "{shown}");
+    let offset = wait["offset"].as_u64().unwrap();
+    assert!((offset..offset + 4096).contains(&(1 << 20)), "{wait}");
+    assert_eq!(shown["stalls"], serde_json::json!([]), "{shown}");
+    // It goes on, and nothing comes.
+    let longer = why_until(&place, "silent", |why| why["trouble"].is_string());
+    assert!(longer["waiting"][0]["waited_us"].as_u64() > wait["waited_us"].as_u64());
+    assert_eq!(longer["trouble"], "the source gives nothing");
+    let stats = place.stats();
+    assert_eq!(stats["state"], "stalled", "{stats}");
+    assert_eq!(
+        stats["waiting_reads"],
+        shown["waiting"].as_array().unwrap().len()
+    );
+    assert!(
+        stats["waiting_longest_ms"].as_u64() >= Some(1000),
+        "{stats}"
+    );
+    assert_eq!(stats["stalled_reads"], 0, "{stats}");
+    let text = place.ok(&["why", mnt]);
+    let said = text.lines().next().unwrap();
+    assert!(
+        said.contains("wait for the network now (the source gives nothing)"),
+        "{text}"
+    );
+    assert!(text.contains("/above/b"), "{text}");
+    assert!(place.ok(&["stats", mnt]).contains("by now"));
+
+    // What is the matter is said in the words of who was asked.
+    registry.control.unplugged.store(true, SeqCst);
+    registry.control.held.store(false, SeqCst);
+    let other = File::open(mounted.path("below/a")).unwrap();
+    let other = std::thread::spawn(move || other.read_exact_at(&mut [0; 100], 0));
+    let named = |why: &Value| {
+        let trouble = why["trouble"].as_str();
+        trouble.is_some_and(|text| text != "the source gives nothing")
+    };
+    let shown = why_until(&place, "an outage with a cause", named);
+    let waits = shown["waiting"].as_array().unwrap();
+    assert!(waits.iter().any(|w| w["path"] == "/below/a"), "{shown}");
+    registry.control.unplugged.store(false, SeqCst);
+    for reader in [reader, other] {
+        reader.join().unwrap().unwrap();
+    }
+    let shown = why_until(&place, "done", |why| {
+        why["waiting"] == serde_json::json!([])
+    });
+    assert_eq!(shown["trouble"], Value::Null, "{shown}");
+    assert!(!shown["stalls"].as_array().unwrap().is_empty());
+    assert_eq!(place.stats()["waiting_reads"], 0);
 }
 
 #[test]

@@ -269,6 +269,14 @@ fn newer(stats: &Stats) -> String {
     format!("{}{newer}", state(stats.state))
 }
 
+/// Who waits now.
+fn waiting(stats: &Stats) -> String {
+    match (stats.waiting_reads, stats.waiting_longest_ms) {
+        (0, _) => "0 reads".to_owned(),
+        (reads, ms) => format!("{reads} reads, the longest for {ms} ms by now (rsmount why)"),
+    }
+}
+
 fn print_stats(stats: &Stats) {
     let lines = [
         ("image", stats.image.clone()),
@@ -303,6 +311,7 @@ fn print_stats(stats: &Stats) {
                 stats.stalled_reads, stats.stalled_total_ms, stats.stalled_longest_ms
             ),
         ),
+        ("waiting", waiting(stats)),
         ("verify failures", stats.verify_failures.to_string()),
     ];
     for (name, value) in lines {

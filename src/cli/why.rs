@@ -6,6 +6,11 @@ use crate::cli::output::{self, Failure, size};
 use crate::mount::why::{Avoidable, Wait, Why};
 use crate::mount::{control, record};
 
+/// Of the table of waits; nothing is said of packs while a wait goes on.
+const HEADINGS: [&str; 8] = [
+    "WAITED", "AT", "COST", "LAYER", "SPAN", "BYTES", "FILE", "A PACK",
+];
+
 pub(crate) fn why(args: &WhyArgs) -> Result<(), Failure> {
     let record = mount_at(&args.mountpoint)?;
     let asked = record::socket_path(record.pid).and_then(|socket| control::ask_why(&socket));
@@ -21,8 +26,12 @@ pub(crate) fn why(args: &WhyArgs) -> Result<(), Failure> {
 }
 
 fn print(why: &Why, lines: usize) {
-    if why.stalled_reads == 0 {
-        return output::line("no reader has waited for the network");
+    print_waiting(why, lines);
+    match (why.stalled_reads, why.waiting.is_empty()) {
+        (0, true) => return output::line("no reader has waited for the network"),
+        (0, false) => return,
+        (_, true) => {}
+        (_, false) => output::line(""),
     }
     let mut longest: Vec<&Wait> = why.stalls.iter().collect();
     longest.sort_by_key(|wait| std::cmp::Reverse(wait.waited_us));
@@ -34,14 +43,33 @@ fn print(why: &Why, lines: usize) {
     ));
     output::line("");
     let rows: Vec<Vec<String>> = longest.iter().take(lines).map(|wait| row(wait)).collect();
-    let headings = [
-        "WAITED", "AT", "COST", "LAYER", "SPAN", "BYTES", "FILE", "A PACK",
-    ];
-    output::table(&headings, &rows);
+    output::table(&HEADINGS, &rows);
     output::line("");
     for line in advice(why) {
         output::line(&line);
     }
+}
+
+/// Who waits now. The longest waits come first: they began first.
+fn print_waiting(why: &Why, lines: usize) {
+    if why.waiting.is_empty() {
+        return;
+    }
+    let trouble = why.trouble.as_ref();
+    let trouble = trouble.map_or_else(String::new, |trouble| format!(" ({trouble})"));
+    output::line(&format!(
+        "{} reads wait for the network now{trouble}; the longest {}:",
+        why.waiting.len(),
+        lines.min(why.waiting.len()),
+    ));
+    output::line("");
+    let row = |wait: &Wait| {
+        let mut row = row(wait);
+        row.truncate(HEADINGS.len() - 1);
+        row
+    };
+    let rows: Vec<Vec<String>> = why.waiting.iter().take(lines).map(row).collect();
+    output::table(&HEADINGS[..HEADINGS.len() - 1], &rows);
 }
 
 fn row(wait: &Wait) -> Vec<String> {

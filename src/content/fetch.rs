@@ -145,6 +145,7 @@ impl Content {
                 false => Err(Error::Abandoned),
             }) else {
                 self.look_whole(layer);
+                self.tally.asked(None);
                 continue;
             };
             if left.spans.start > before {
@@ -158,6 +159,7 @@ impl Content {
                 return left.fail(error);
             };
             tracing::warn!(%error, "trying again");
+            self.tally.asked(Some(error.to_string()));
             self.tally.outages.fetch_add(1, Relaxed);
             tokio::time::sleep(wait).await;
             self.tally.outages.fetch_sub(1, Relaxed);

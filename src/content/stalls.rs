@@ -1,11 +1,13 @@
-//! Which readers had to wait, for what, and what that cost: a bounded list of the longest waits.
+//! Which readers had to wait, for what, and what that cost: a bounded list of the longest waits, and those
+//! that wait now.
 //!
-//! Written when a wait ends, never by a read of present bytes. Layers and addresses are noted, not
+//! Written when a wait begins and ends, never by a read of present bytes. Layers and addresses are noted, not
 //! files: whoever shows the list knows the tree, and looks the files up then.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::blob::ByteRange;
@@ -32,7 +34,7 @@ pub enum Cause {
 pub struct Stall {
     /// When it began, since the mount.
     pub at: Duration,
-    /// How long it was.
+    /// How long it was; of one that goes on, how long it has been.
     pub waited: Duration,
     /// Which layer, base first.
     pub layer: u32,
@@ -50,11 +52,29 @@ pub struct Stall {
     pub failed: bool,
 }
 
-/// The longest waits of one mount.
+/// A wait that goes on.
+#[derive(Debug, Clone)]
+struct Wait {
+    began: Instant,
+    layer: u32,
+    range: ByteRange,
+    spans: Range<usize>,
+    bill: Arc<Bill>,
+}
+
+/// The longest waits of one mount, and those that go on.
 #[derive(Debug)]
 pub(super) struct Stalls {
     since: Instant,
     kept: Mutex<Vec<Stall>>,
+    /// By numbers in the order in which they began.
+    going_on: Mutex<BTreeMap<u64, Wait>>,
+    /// The next of these numbers.
+    next: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Default for Stalls {
@@ -62,13 +82,63 @@ impl Default for Stalls {
         Stalls {
             since: Instant::now(),
             kept: Mutex::default(),
+            going_on: Mutex::default(),
+            next: AtomicU64::new(0),
         }
     }
 }
 
 impl Stalls {
+    fn begin(&self, wait: Wait) -> u64 {
+        let number = self.next.fetch_add(1, Relaxed);
+        lock(&self.going_on).insert(number, wait);
+        number
+    }
+
+    /// The wait `number` is over.
+    fn end(&self, number: u64, failed: bool) -> Option<Stall> {
+        let ended = lock(&self.going_on).remove(&number)?;
+        let mut stall = self.stall(&ended);
+        stall.failed = failed;
+        self.note(stall.clone());
+        Some(stall)
+    }
+
+    /// What a wait is by now.
+    fn stall(&self, wait: &Wait) -> Stall {
+        Stall {
+            at: wait.began.saturating_duration_since(self.since),
+            waited: wait.began.elapsed(),
+            layer: wait.layer,
+            range: wait.range,
+            spans: wait.spans.clone(),
+            cause: wait.bill.cause(),
+            requests: wait.bill.requests.load(Relaxed),
+            bytes: wait.bill.bytes.load(Relaxed),
+            failed: false,
+        }
+    }
+
+    /// How many go on, and for how long the longest does.
+    pub(super) fn waiting(&self) -> (u64, Duration) {
+        let going_on = lock(&self.going_on);
+        let first = going_on.values().next();
+        let longest = first.map_or(Duration::ZERO, |wait| wait.began.elapsed());
+        (going_on.len() as u64, longest)
+    }
+
+    /// Those that go on and have for the longest, in the order in which they began.
+    fn list_waiting(&self) -> Vec<Stall> {
+        let waits: Vec<Wait> = lock(&self.going_on)
+            .values()
+            .take(STALLS_MAX)
+            .cloned()
+            .collect();
+        waits.iter().map(|wait| self.stall(wait)).collect()
+    }
+
     fn note(&self, stall: Stall) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         if kept.len() < STALLS_MAX {
             return kept.push(stall);
         }
@@ -80,10 +150,7 @@ impl Stalls {
 
     /// In the order in which the waits began.
     fn list(&self) -> Vec<Stall> {
-        let mut list = {
-            let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-            kept.clone()
-        };
+        let mut list = lock(&self.kept).clone();
         list.sort_by_key(|stall| stall.at);
         list
     }
@@ -130,6 +197,11 @@ impl Content {
         self.stalls.list()
     }
 
+    /// The waits that go on and have for the longest, in the order in which they began.
+    pub fn waiting(&self) -> Vec<Stall> {
+        self.stalls.list_waiting()
+    }
+
     /// `done`, and a note of how long it took until it was called.
     pub(super) fn timed(
         self: &Arc<Self>,
@@ -137,23 +209,18 @@ impl Content {
         range: ByteRange,
         done: Done,
     ) -> (Arc<Bill>, Done) {
-        let bill = Arc::new(Bill::default());
-        let (content, began, charged) = (self.clone(), Instant::now(), bill.clone());
-        let (number, spans) = (layer.number, layer.source.index.spans_of(range));
+        let (content, bill) = (self.clone(), Arc::new(Bill::default()));
+        let number = self.stalls.begin(Wait {
+            began: Instant::now(),
+            layer: layer.number,
+            range,
+            spans: layer.source.index.spans_of(range),
+            bill: bill.clone(),
+        });
         let timed = move |outcome: Result<(), Arc<crate::content::Error>>| {
-            let waited = began.elapsed();
-            content.tally.stalled(waited);
-            content.stalls.note(Stall {
-                at: began.saturating_duration_since(content.stalls.since),
-                waited,
-                layer: number,
-                range,
-                spans,
-                cause: charged.cause(),
-                requests: charged.requests.load(Relaxed),
-                bytes: charged.bytes.load(Relaxed),
-                failed: outcome.is_err(),
-            });
+            if let Some(stall) = content.stalls.end(number, outcome.is_err()) {
+                content.tally.stalled(stall.waited);
+            }
             done(outcome);
         };
         (bill, Box::new(timed))
@@ -176,6 +243,32 @@ mod tests {
             bytes: 1,
             failed: false,
         }
+    }
+
+    #[test]
+    fn a_wait_goes_on_until_it_ends() {
+        let stalls = Stalls::default();
+        let began = |range| {
+            stalls.begin(Wait {
+                began: Instant::now(),
+                layer: 1,
+                range,
+                spans: 0..2,
+                bill: Arc::default(),
+            })
+        };
+        let first = began(ByteRange::new(0, 4096));
+        let second = began(ByteRange::new(8192, 12288));
+        assert_eq!(stalls.waiting().0, 2);
+        let ended = stalls.end(first, true).unwrap();
+        assert!(ended.failed && ended.range == ByteRange::new(0, 4096));
+        assert!(stalls.end(first, true).is_none(), "it ends once");
+        let left = stalls.list_waiting();
+        assert_eq!(left.len(), 1);
+        assert_eq!(left[0].range, ByteRange::new(8192, 12288));
+        assert_eq!(stalls.list(), [ended]);
+        assert!(stalls.end(second, false).is_some());
+        assert_eq!(stalls.waiting(), (0, Duration::ZERO));
     }
 
     #[test]

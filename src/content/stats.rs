@@ -1,6 +1,7 @@
 //! Counts of what fetching did.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::oci::Digest;
@@ -18,6 +19,10 @@ pub struct ContentStats {
     pub stalled_total_ms: u64,
     /// Milliseconds that the longest waited.
     pub stalled_longest_ms: u64,
+    /// Fetches that a reader waits for now.
+    pub waiting_reads: u64,
+    /// Milliseconds that the one that waits for the longest has.
+    pub waiting_longest_ms: u64,
     /// Times that bytes did not have their digest.
     pub verify_failures: u64,
     /// Whether somebody waits for a source that cannot be reached.
@@ -62,6 +67,8 @@ pub(super) struct Tally {
     pub(super) verify_failures: AtomicU64,
     /// Runs that wait for a source that cannot be reached.
     pub(super) outages: AtomicU64,
+    /// What was the matter with the source when it was last asked.
+    trouble: Mutex<Option<String>>,
     stalled: AtomicU64,
     stalled_ms: AtomicU64,
     longest_ms: AtomicU64,
@@ -73,6 +80,17 @@ impl Tally {
         self.stalled.load(Relaxed) > 0
     }
 
+    /// What came of asking the source.
+    pub(super) fn asked(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+
+    /// What was the matter with the source when it was last asked.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        trouble.clone()
+    }
+
     pub(super) fn stalled(&self, waited: Duration) {
         let ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
         self.stalled.fetch_add(1, Relaxed);
@@ -80,13 +98,19 @@ impl Tally {
         self.longest_ms.fetch_max(ms, Relaxed);
     }
 
-    pub(super) fn stats(&self, layers: Vec<LayerStats>) -> ContentStats {
+    pub(super) fn stats(
+        &self,
+        (waiting_reads, longest): (u64, Duration),
+        layers: Vec<LayerStats>,
+    ) -> ContentStats {
         ContentStats {
             fetched_bytes: self.fetched_bytes.load(Relaxed),
             requests: self.requests.load(Relaxed),
             stalled_reads: self.stalled.load(Relaxed),
             stalled_total_ms: self.stalled_ms.load(Relaxed),
             stalled_longest_ms: self.longest_ms.load(Relaxed),
+            waiting_reads,
+            waiting_longest_ms: u64::try_from(longest.as_millis()).unwrap_or(u64::MAX),
             verify_failures: self.verify_failures.load(Relaxed),
             outage: self.outages.load(Relaxed) > 0,
             layers,

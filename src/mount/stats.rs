@@ -53,6 +53,12 @@ pub struct Stats {
     pub stalled_total_ms: u64,
     /// Milliseconds that the longest of them waited.
     pub stalled_longest_ms: u64,
+    /// Reads that wait for the network now.
+    #[serde(default)]
+    pub waiting_reads: u64,
+    /// Milliseconds that the one that waits for the longest has waited so far.
+    #[serde(default)]
+    pub waiting_longest_ms: u64,
     /// Times that bytes did not have the digest that they must have.
     pub verify_failures: u64,
     /// Which engine serves it, and why.
@@ -119,6 +125,8 @@ impl Stats {
             stalled_reads: content.stalled_reads,
             stalled_total_ms: content.stalled_total_ms,
             stalled_longest_ms: content.stalled_longest_ms,
+            waiting_reads: content.waiting_reads,
+            waiting_longest_ms: content.waiting_longest_ms,
             verify_failures: content.verify_failures,
             engine: record.engine.clone(),
             sandbox: record.sandbox.clone(),

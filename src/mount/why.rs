@@ -59,8 +59,14 @@ pub struct Why {
     pub stalled_total_ms: u64,
     /// Digest of the pack that this mount uses.
     pub pack: Option<String>,
-    /// The longest waits, in the order in which they began.
+    /// The longest waits that are over, in the order in which they began.
     pub stalls: Vec<Wait>,
+    /// The waits that go on, those that began first; what they took is what they have taken so far.
+    #[serde(default)]
+    pub waiting: Vec<Wait>,
+    /// Why they go on for so long, when something is the matter with the source.
+    #[serde(default)]
+    pub trouble: Option<String>,
 }
 
 /// One wait.
@@ -112,23 +118,27 @@ impl Why {
     /// The waits of `fs` so far.
     pub(crate) fn of(image: &str, digest: &str, fs: &ImageFs, known: &Foreknown) -> Why {
         let content = fs.content();
-        let (stats, stalls) = (content.stats(), content.stalls());
-        let wanted: Vec<(u32, ByteRange)> = stalls.iter().map(|s| (s.layer, s.range)).collect();
-        let files = fs.files_at(&wanted);
+        let stats = content.stats();
         let layer = |n: u32| {
             let layer = stats.layers.get(n as usize);
             layer.map_or_else(String::new, |l| l.digest.to_string())
         };
-        let waits = stalls.iter().zip(files);
+        let waits = |stalls: &[Stall]| -> Vec<Wait> {
+            let wanted: Vec<_> = stalls.iter().map(|s| (s.layer, s.range)).collect();
+            let found = stalls.iter().zip(fs.files_at(&wanted));
+            found
+                .map(|(stall, file)| wait(stall, file, layer(stall.layer), known))
+                .collect()
+        };
         Why {
             image: image.to_owned(),
             digest: digest.to_owned(),
             stalled_reads: stats.stalled_reads,
             stalled_total_ms: stats.stalled_total_ms,
             pack: known.pack.as_ref().map(|(digest, _)| digest.to_string()),
-            stalls: waits
-                .map(|(stall, file)| wait(stall, file, layer(stall.layer), known))
-                .collect(),
+            stalls: waits(&content.stalls()),
+            waiting: waits(&content.waiting()),
+            trouble: content.trouble(),
         }
     }
 }
