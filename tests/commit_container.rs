@@ -193,3 +193,50 @@ fn an_interrupted_commit_lets_the_container_go_on() {
     assert_eq!(status.signal(), Some(Signal::INT.as_raw()), "{status:?}");
     goes_on(&containers);
 }
+
+#[test]
+fn a_directory_of_the_same_name_is_in_no_containers_way() {
+    let Some(containers) = begun(&[], QUIET) else {
+        return;
+    };
+    let made = file(&containers, "made");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !made.exists() {
+        assert!(Instant::now() < deadline, "it does nothing");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let here = containers.0.path("here");
+    let at_box = here.join("box");
+    std::fs::create_dir_all(&at_box).unwrap();
+    let at = |words: &[&str]| {
+        let mut command = containers.0.rsmount();
+        command.current_dir(&here).args(words).output().unwrap()
+    };
+    let diff = at(&["diff", "box"]);
+    assert!(diff.status.success(), "{diff:?}");
+    assert!(text(&diff.stdout).contains("A /made"), "{diff:?}");
+    let commit = at(&["commit", "-q", "box", "test/here:1"]);
+    assert!(commit.status.success(), "{commit:?}");
+    assert_eq!(containers.0.ok(&["cat", "test/here:1:/made"]), "new\n");
+
+    // Where both could be meant neither is taken for the other.
+    let place = at_box.to_str().unwrap();
+    containers
+        .0
+        .ok(&["-q", &containers.image(), place, "--tmp"]);
+    std::fs::write(at_box.join("mine"), "").unwrap();
+    for words in [&["diff", "box"][..], &["commit", "box", "test/here:2"]] {
+        let both = at(words);
+        assert_eq!(both.status.code(), Some(1), "{both:?}");
+        let said = text(&both.stderr);
+        assert_eq!(said.lines().count(), 1, "{said}");
+        assert!(said.contains("write ./box for the directory"), "{said}");
+    }
+    let path = at(&["diff", "./box"]);
+    assert_eq!(text(&path.stdout), "A /mine\n", "{path:?}");
+    let mut rows = containers.ps().into_iter();
+    let id = rows.find_map(|row| Some(row["container"]["id"].as_str()?.to_owned()));
+    let container = at(&["diff", &id.unwrap()]);
+    assert!(text(&container.stdout).contains("A /made"), "{container:?}");
+    containers.0.ok(&["umount", place]);
+}

@@ -51,9 +51,14 @@ struct Target {
     container: Option<Container>,
 }
 
-/// What is mounted at `target`; or the upper directory `target`; or the container of this name.
+/// What is mounted at `target`; or the upper directory `target`; or the container of this name. A
+/// directory that is neither is in nobody's way.
 fn target(target: &Path, cache_dir: &Path) -> Result<Target, Failure> {
-    if let Some(container) = container(target, cache_dir)? {
+    let path = mountpoint::absolute(target).map_err(|e| Failure::of(&e))?;
+    let mounted = record::find(&path).map_err(|e| Failure::of(&e))?;
+    let is_upper = mounted.is_none() && path.join("rsmount.json").exists();
+    let is_path = mounted.is_some() || is_upper;
+    if let Some(container) = container(target, is_path, cache_dir)? {
         let changed = Changed {
             upper: container.changes(),
             stubs: container.record.mounted_over.clone(),
@@ -61,8 +66,7 @@ fn target(target: &Path, cache_dir: &Path) -> Result<Target, Failure> {
         let container = Some(container);
         return Ok(Target { changed, container });
     }
-    let path = mountpoint::absolute(target).map_err(|e| Failure::of(&e))?;
-    let upper = match record::find(&path).map_err(|e| Failure::of(&e))? {
+    let upper = match mounted {
         Some(found) => {
             let read_only = || {
                 let what = "the mount is read-only, so nothing in it was changed (--upper, --tmp)";
@@ -70,9 +74,7 @@ fn target(target: &Path, cache_dir: &Path) -> Result<Target, Failure> {
             };
             found.upper.ok_or_else(read_only)?
         }
-        None if path.join("rsmount.json").exists() => {
-            path.canonicalize().map_err(|e| Failure::of(&e))?
-        }
+        None if is_upper => path.canonicalize().map_err(|e| Failure::of(&e))?,
         None => {
             return Err(Failure::new(format!(
                 "{}: neither a writable mount (rsmount ps lists those), nor an upper directory, nor \
@@ -115,16 +117,26 @@ fn given_to(container: Option<&Container>) -> Overrides {
     })
 }
 
-/// The container that `target` names: a path that exists is none.
-fn container(target: &Path, cache_dir: &Path) -> Result<Option<Container>, Failure> {
-    let Some(name) = target.to_str().filter(|_| !target.exists()) else {
+/// The container that `target` names. Where a mount or an upper directory has that name as well
+/// (`is_path`), neither is taken for the other; the mere beginning of an ID gives way.
+fn container(target: &Path, is_path: bool, cache_dir: &Path) -> Result<Option<Container>, Failure> {
+    let Some(name) = target.to_str().filter(|name| !name.contains('/')) else {
         return Ok(None);
     };
     let Some(store) = containers::existing(cache_dir).map_err(|e| Failure::of(&e))? else {
         return Ok(None);
     };
     match store.find(name) {
-        Ok(found) => Ok(Some(found)),
+        Ok(found) if !is_path => Ok(Some(found)),
+        Ok(found) if found.record.name == name || found.record.id == name => {
+            let id = found.short_id();
+            Err(Failure::new(format!(
+                "{name}: both a container and a directory here; write ./{name} for the directory, \
+                 {id} for the container"
+            )))
+        }
+        Ok(_) => Ok(None),
+        Err(container::Error::Ambiguous(_)) if is_path => Ok(None),
         Err(container::Error::NoSuchContainer(_)) => Ok(None),
         Err(error) => Err(Failure::of(&error)),
     }
