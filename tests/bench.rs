@@ -154,6 +154,50 @@ fn what_cannot_be_measured_is_one_line_and_leaves_nothing() {
     assert_clean(&place);
 }
 
+#[test]
+fn another_tool_that_fails_is_left_out_with_a_line() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let Some(registry) = served(&place) else {
+        return;
+    };
+    // It is there, and its second pull fails.
+    let programs = place.path("programs");
+    std::fs::create_dir(&programs).unwrap();
+    let script = "#!/bin/sh\ncase $* in\n--version) exit 0;;\n*pull*) ;;\n*) exit 0;;\nesac\n\
+                  if mkdir \"$0.once\" 2>/dev/null; then exit 0; fi\n\
+                  echo too few files >&2\necho no room >&2\nexit 125\n";
+    let podman = programs.join("podman");
+    std::fs::write(&podman, script).unwrap();
+    std::fs::set_permissions(&podman, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::create_dir(place.path("scratch")).unwrap();
+    let path = std::env::var("PATH").unwrap();
+    let measured = |modes: &str| {
+        let mut bench = place.rsmount();
+        bench.env("PATH", format!("{}:{path}", programs.display()));
+        bench.args(["-q", "bench", "--json", "--runs", "3", "--vs", "podman"]);
+        bench.args(["--modes", modes, "--scratch"]);
+        bench.arg(place.path("scratch")).arg(registry.image());
+        bench.arg("--").args(READS).output().unwrap()
+    };
+    let output = measured("warm");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let shown: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let modes = shown["modes"].as_array().unwrap();
+    assert_eq!(modes.len(), 1, "{shown}");
+    assert_eq!(modes[0]["mode"], "warm");
+    assert_eq!(shown["left_out"][0]["mode"], "podman", "{shown}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains("podman is left out") && said.contains("no room"),
+        "{said}"
+    );
+    assert_clean(&place);
+}
+
 /// Processes of which a word of the command line is `word`.
 fn processes_with(word: &str) -> usize {
     let has = |pid: &Path| {

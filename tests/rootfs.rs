@@ -20,11 +20,15 @@ use support::podman::Podman;
 const SCRIPT: &str = ". /etc/os-release; dpkg --verify base-files && echo $ID $VERSION_ID";
 const SAYS: &str = "debian 12";
 
+fn is_there(program: &&str) -> bool {
+    Command::new(program).arg("--version").output().is_ok()
+}
+
 /// A place and the image; `None`, loudly, when there is no registry or `program` is missing.
 fn place(program: &str) -> Option<(Place, String)> {
     let thread = std::thread::current();
     let registry = images::registry(thread.name().unwrap())?;
-    if Command::new(program).arg("--version").output().is_err() {
+    if !is_there(&program) {
         skip(&format!("needs {program}"));
         return None;
     }
@@ -70,10 +74,15 @@ fn runtime(program: &str, unable: &[&str]) {
     let dir = place.path("bundle");
     // Without --tmp the root cannot be written, and needs not to be.
     for (number, writable) in [&["--tmp"][..], &[]].into_iter().enumerate() {
-        let mut words = vec!["bundle", "-q"];
+        let mut words = vec!["bundle"];
         words.extend_from_slice(writable);
         words.extend([&*image, text(&dir), "sh", "-c", SCRIPT]);
-        place.ok(&words);
+        let bundled = place.run(&words);
+        assert!(bundled.status.success(), "{bundled:?}");
+        let said = String::from_utf8_lossy(&bundled.stderr).into_owned();
+        let found = ["crun", "runc", "youki"].into_iter().find(is_there);
+        let run = format!("run it: {} run --bundle {}", found.unwrap(), text(&dir));
+        assert!(said.contains(&run), "{said}");
         let name = format!("rsmount-test-{}-{number}", std::process::id());
         let mut run = Command::new(program);
         check(run.args(["run", "--bundle"]).arg(&dir).arg(&name), unable);

@@ -124,8 +124,8 @@ fn run(args: &BenchArgs, global: &Global, settings: Settings, stop: &Stop) -> Re
     if !bench.drops && !global.quiet {
         output::note("only root may drop the page cache: starts are warmer than cold ones");
     }
-    let (ways, left_out) = bench.ways(args)?;
-    let modes = bench.measure(&ways, args.runs, global.quiet)?;
+    let (ways, mut left_out) = bench.ways(args)?;
+    let modes = bench.measure(&ways, &mut left_out, args.runs, global.quiet)?;
     drop(ways);
     let measured = bench.measured(found, args.runs, modes, left_out);
     if let Some(report) = &args.report {
@@ -138,6 +138,11 @@ fn run(args: &BenchArgs, global: &Global, settings: Settings, stop: &Stop) -> Re
             Ok(())
         }
     }
+}
+
+/// Says what is left out, and why.
+fn tell(LeftOut { mode, why }: &LeftOut) {
+    output::note(&format!("{mode} is left out: {why}"));
 }
 
 /// The kernel's page cache belongs to everybody (the kernel's Documentation, sysctl/vm).
@@ -200,8 +205,8 @@ impl Bench<'_> {
                 }),
             }
         }
-        for LeftOut { mode, why } in &left_out {
-            output::note(&format!("{mode} is left out: {why}"));
+        for left in &left_out {
+            tell(left);
         }
         if ways.is_empty() {
             return Err(Failure::new("nothing is left to measure"));
@@ -227,26 +232,56 @@ impl Bench<'_> {
         name == "localhost" || name.starts_with("127.") || insecure.into_iter().any(|i| i == host)
     }
 
-    fn measure(&self, ways: &[Way], runs: u32, quiet: bool) -> Result<Vec<Row>, Failure> {
+    /// Another tool that fails is left out from then on; the numbers of the modes are worth having.
+    fn measure(
+        &self,
+        ways: &[Way],
+        left_out: &mut Vec<LeftOut>,
+        runs: u32,
+        quiet: bool,
+    ) -> Result<Vec<Row>, Failure> {
         for way in ways {
             self.prepare(way)?;
         }
-        let mut starts: Vec<Vec<Start>> = vec![Vec::new(); ways.len()];
+        let mut measured: Vec<(&Way, Vec<Start>)> = ways.iter().map(|w| (w, Vec::new())).collect();
         for run in 1..=runs {
-            for (way, starts) in ways.iter().zip(&mut starts) {
-                let start = self.start(way);
-                let start = start.map_err(|failure| failure.within(&way.name()))?;
+            let mut failed = None;
+            for (number, (way, starts)) in measured.iter_mut().enumerate() {
+                let start = match self.start(way) {
+                    Err(failure) if self.may_be_left_out(way) => {
+                        failed = Some(number);
+                        let left = LeftOut {
+                            mode: way.name(),
+                            why: failure.message().to_owned(),
+                        };
+                        tell(&left);
+                        left_out.push(left);
+                        continue;
+                    }
+                    start => start.map_err(|failure| failure.within(&way.name()))?,
+                };
                 if !quiet {
                     let ready = seconds(start.ready);
                     output::note(&format!("run {run} of {runs}: {}: {ready}", way.name()));
                 }
                 starts.push(start);
             }
+            if let Some(number) = failed {
+                measured.remove(number);
+            }
         }
-        let rows = ways.iter().zip(starts);
+        if measured.is_empty() {
+            return Err(Failure::new("nothing is left to measure"));
+        }
+        let rows = measured.into_iter();
         Ok(rows
             .map(|(way, starts)| Row::new(&way.name(), starts))
             .collect())
+    }
+
+    /// A failure of our own is one of the measurement, and a signal ends that.
+    fn may_be_left_out(&self, way: &Way) -> bool {
+        matches!(way, Way::Podman(_)) && self.stop.exit_code().is_none()
     }
 
     fn cache_dir(&self, mode: Mode) -> PathBuf {

@@ -1,5 +1,7 @@
 //! `rsmount bundle`.
 
+use std::path::Path;
+
 use crate::cli::args::Global;
 use crate::cli::args::container::BundleArgs;
 use crate::cli::mount::{launch_mount, source_request};
@@ -8,6 +10,7 @@ use crate::cli::settings::Settings;
 use crate::cli::wishes;
 use crate::container::bundle::Bundle;
 use crate::mount::{Upper, privilege};
+use crate::runtime::program;
 
 pub(crate) fn bundle(
     args: &BundleArgs,
@@ -36,11 +39,12 @@ pub(crate) fn bundle(
     let finished = bundle.finish(&wishes, &cache_dir, &mounted);
     finished.map_err(|e| Failure::of(&e))?;
     if !global.quiet {
-        let rootfs = mounted.mountpoint.display();
-        output::note(&format!(
-            "run it: crun run --bundle {} NAME; end it: rsmount umount {rootfs}",
-            args.dir.display()
-        ));
+        let (dir, rootfs) = (args.dir.display(), mounted.mountpoint.display());
+        let run = match program::find(None, Path::new("")).first() {
+            Some(runtime) => format!("run it: {} run --bundle {dir} NAME", runtime.name()),
+            None => format!("{dir}: no runtime was found to run it (install crun, runc or youki)"),
+        };
+        output::note(&format!("{run}; end it: rsmount umount {rootfs}"));
     }
     Ok(())
 }
