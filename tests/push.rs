@@ -342,3 +342,35 @@ fn who_cannot_push_is_told_why() {
     let said: Value = serde_json::from_str(&place.ok(&["inspect", "--offline", &source])).unwrap();
     assert_ne!(said, json!([]));
 }
+
+#[test]
+fn what_was_loaded_is_the_only_copy_until_its_own_name_has_it() {
+    let place = Place::new();
+    let Some(registry) = DockerRegistry::serve(&place.path("registry"), false) else {
+        return;
+    };
+    let source = layout(&place);
+    let file = place.path("image.tar");
+    place.ok(&["-q", "save", "-o", text(&file), &source]);
+    place.ok(&["cache", "prune", "--all"]);
+    let name = registry.image("team/loaded:1");
+    place.ok(&["-q", "load", "-i", text(&file), "--name", &name]);
+    let sole = || {
+        let usage: Value = serde_json::from_str(&place.ok(&["cache", "du", "--json"])).unwrap();
+        let layers = usage["layers"].as_array().unwrap().clone();
+        layers.iter().filter(|l| l["sole"] == true).count()
+    };
+    assert_eq!(sole(), 2);
+    // Another name is not where the image is looked for.
+    pushed(&place, &[&name, &registry.image("elsewhere:1")]);
+    assert_eq!(sole(), 2);
+    pushed(&place, &[&name]);
+    assert_eq!(sole(), 0);
+    // So it is pruned as any other, and comes from there again.
+    std::fs::remove_file(&file).unwrap();
+    std::fs::remove_dir_all(place.path("image")).unwrap();
+    let pruned = place.run(&["cache", "prune", "--data"]);
+    let said = String::from_utf8(pruned.stderr).unwrap();
+    assert!(!said.contains("kept their data"), "{said}");
+    assert_eq!(place.ok(&["cat", &format!("{name}:/etc/a")]), "a");
+}
