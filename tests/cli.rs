@@ -232,6 +232,8 @@ fn wrong_usage_is_told_apart_from_failure() {
         &["-o", "rw", "oci:none", mnt],
         &["cat", "oci:none"],
         &["images", "--filter", "colour=red"],
+        &["--offline", "--pull", "always", "oci:none", mnt],
+        &["ls", "--offline", "--pull", "always", "oci:none"],
     ] {
         let output = place.run(args);
         assert_eq!(output.status.code(), Some(2), "{output:?}");

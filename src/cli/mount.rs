@@ -10,7 +10,7 @@ use std::time::Duration;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::cache::Cache;
-use crate::cli::args::{Global, LogFormat, MountArgs, ReachArgs, SourceArgs, UmountArgs};
+use crate::cli::args::{Global, LogFormat, MountArgs, PullArg, ReachArgs, SourceArgs, UmountArgs};
 use crate::cli::key;
 use crate::cli::output::{self, Failure};
 use crate::cli::progress::Progress;
@@ -186,6 +186,12 @@ pub(super) fn reach_request(
     args: &ReachArgs,
     settings: Settings,
 ) -> Result<MountRequest, Failure> {
+    if args.offline && args.pull == Some(PullArg::Always) {
+        return Err(Failure::usage(
+            "--offline never asks the registry, --pull always (or RSMOUNT_PULL) always does: leave \
+             one of them out",
+        ));
+    }
     let here = std::env::current_dir().unwrap_or_default();
     let mut trusted_keys = Vec::new();
     for name in &args.trusted_key {
@@ -222,11 +228,14 @@ pub(super) fn reach_request(
         cache_dir,
         cache_size,
         offline: args.offline,
-        pull: args
-            .pull
-            .map(Pull::from)
-            .or(settings.pull)
-            .unwrap_or_default(),
+        // What was typed goes before what is configured.
+        pull: args.pull.map_or_else(
+            || match (settings.pull.unwrap_or_default(), args.offline) {
+                (Pull::Always, true) => Pull::Missing,
+                (pull, _) => pull,
+            },
+            Pull::from,
+        ),
         on_outage: Outage::Eio,
         fill: Fill::Never,
         trust_index: trust.or(settings.trust_index).unwrap_or_default(),

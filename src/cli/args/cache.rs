@@ -41,7 +41,13 @@ pub enum CacheCommand {
         /// As it was pinned, or its digest
         image: String,
     },
-    /// Check every byte that the cache holds; what is damaged is forgotten, and fetched when wanted
+    /// Look for damage in the cache, and mend it
+    ///
+    /// Reads everything that is cached and compares it with its checksums, without the network; mounts
+    /// may go on meanwhile. What is damaged is removed from the cache, and fetched again when it is read
+    /// next: from its registry, or from the archive that it was loaded from, if that is still there. What
+    /// was nowhere else, as a commit that was never pushed, has to be made again. Damage that was mended
+    /// is no failure: the exit code is 0, and the last line (with --json: "damaged") says how much it was.
     Verify {
         /// JSON
         #[arg(long)]
