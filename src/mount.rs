@@ -8,6 +8,7 @@
 
 pub mod assemble;
 pub mod control;
+mod deaths;
 pub mod defaults;
 mod discover;
 pub mod doctor;

@@ -26,32 +26,22 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
+use crate::mount::deaths::{Death, Deaths};
 use crate::mount::errands::Errands;
 use crate::mount::launch::Message;
 use crate::mount::parcel::{self, Said, Start, Task, Told};
 
 /// Longest request that is read from the command; it holds a few paths.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
-
-/// Workers that die one after the other before the keeper gives up: a request that kills every
-/// worker must end as an error.
-const DEATHS_MAX: u32 = 10;
-
-/// A worker that has served as long as this has not died of what killed the one before.
-const WELL: Duration = Duration::from_secs(10);
-
-/// Deaths in a row after which the next start waits, and how long it waits at most.
-const DEATHS_AT_ONCE: u32 = 4;
-const WAIT_FIRST: Duration = Duration::from_millis(50);
 
 /// The first kernel that knows `FUSE_NOTIFY_RESEND`.
 const RESEND_SINCE: (u32, u32) = (6, 9);
@@ -146,8 +136,7 @@ struct Keeper {
     worker: Option<Worker>,
     next: Option<Worker>,
     held: Option<Held>,
-    /// Workers that died one after the other.
-    deaths: u32,
+    deaths: Deaths,
     errands: Errands,
 }
 
@@ -184,7 +173,7 @@ impl Keeper {
             worker: None,
             next: None,
             held: None,
-            deaths: 0,
+            deaths: Deaths::none(Instant::now()),
             errands: Errands::default(),
         };
         keeper.worker = Some(keeper.start(Stdio::inherit())?);
@@ -338,7 +327,7 @@ impl Keeper {
     fn died(&mut self) -> Option<ExitCode> {
         let mut worker = self.worker.take()?;
         let status = worker.child.wait();
-        let success = status.as_ref().is_ok_and(std::process::ExitStatus::success);
+        let success = status.as_ref().is_ok_and(ExitStatus::success);
         if success || self.held.is_none() {
             self.end_next();
             return Some(match success {
@@ -347,25 +336,19 @@ impl Keeper {
             });
         }
         tracing::warn!(?status, "the worker has died; another one takes over");
-        if worker.since.elapsed() >= WELL {
-            self.deaths = 0;
-        }
         match self.next {
             // It was about to take over anyway.
             Some(_) => None,
-            None => self.start_next(),
+            None => self.start_next(death(status, worker.since.elapsed())),
         }
     }
 
-    fn start_next(&mut self) -> Option<ExitCode> {
-        self.deaths += 1;
-        if self.deaths > DEATHS_MAX {
-            tracing::error!("workers die one after the other: the mount ends, reads of it fail");
+    fn start_next(&mut self, death: Death) -> Option<ExitCode> {
+        let Some(wait) = self.deaths.after(death, Instant::now()) else {
+            tracing::error!("workers fail one after the other: the mount ends, reads of it fail");
             return Some(ExitCode::FAILURE);
-        }
-        if self.deaths > DEATHS_AT_ONCE {
-            std::thread::sleep(WAIT_FIRST * 2_u32.pow(self.deaths - DEATHS_AT_ONCE - 1));
-        }
+        };
+        std::thread::sleep(wait);
         match self.start(Stdio::null()) {
             Ok(next) => {
                 self.next = Some(next);
@@ -392,7 +375,7 @@ impl Keeper {
                 if let Some(before) = self.before.take() {
                     self.program = before;
                 }
-                let ended = status.is_ok_and(|status| status.success());
+                let ended = status.as_ref().is_ok_and(ExitStatus::success);
                 if self.worker.is_none() && ended {
                     return Some(ExitCode::SUCCESS);
                 }
@@ -400,7 +383,7 @@ impl Keeper {
                     self.tell_not_replaced("the new worker could not take over; see the log");
                     return None;
                 }
-                self.start_next()
+                self.start_next(death(status, Duration::ZERO))
             }
         }
     }
@@ -436,6 +419,14 @@ impl Keeper {
             let _dead_already = next.child.kill();
             let _status = next.child.wait();
         }
+    }
+}
+
+fn death(status: io::Result<ExitStatus>, served: Duration) -> Death {
+    let signal = status.ok().and_then(|status| status.signal());
+    match signal == Some(rustix::process::Signal::KILL.as_raw()) {
+        true => Death::Killed,
+        false => Death::Failed(served),
     }
 }
 

@@ -1,0 +1,303 @@
+//! Programs that know nothing of mounts work on them while the workers below are killed and replaced:
+//! `fio` verifies the sums in the blocks of a file that it has written itself, and `g++` of an image
+//! builds a program in it. Neither sees an error, and every byte is right.
+//!
+//! Needs `fio`, and for the compiler the image `gcc:12` (`RSMOUNT_TEST_REGISTRY`, `RSMOUNT_TEST_IMAGES`)
+//! and the full length; says so loudly where it is skipped.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    clippy::print_stdout,
+    missing_docs,
+    missing_debug_implementations,
+    unreachable_pub,
+    reason = "a test"
+)]
+
+#[path = "support/all.rs"]
+mod support;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use support::layout::{self, DIR, FILE, Layer, Pack};
+use support::place::{self, Place, can_mount, long};
+use support::registry::Registry;
+
+const MIB: u64 = 1 << 20;
+
+/// The worker of the one mount in `place`.
+fn worker(place: &Place) -> u64 {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        let listed: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
+        if let Some(pid) = listed[0]["pid"].as_u64() {
+            return pid;
+        }
+        assert!(Instant::now() < deadline, "nobody serves");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Who looks how long a small read of absent bytes takes, again and again.
+struct Watch {
+    stop: Arc<AtomicBool>,
+    longest: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Watch {
+    fn start(file: PathBuf) -> Watch {
+        let (stop, longest) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
+        let (ends, most) = (stop.clone(), longest.clone());
+        let thread = std::thread::spawn(move || {
+            let file = File::open(file).unwrap();
+            let pages = file.metadata().unwrap().len() / 4096;
+            let mut random = fastrand::Rng::new();
+            let mut piece = [0; 4096];
+            while !ends.load(SeqCst) {
+                rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+                let began = Instant::now();
+                let at = random.u64(0..pages) * 4096;
+                file.read_exact_at(&mut piece, at).unwrap();
+                let took = u64::try_from(began.elapsed().as_micros()).unwrap();
+                most.fetch_max(took, SeqCst);
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        Watch {
+            stop,
+            longest,
+            thread,
+        }
+    }
+
+    fn finish(self) {
+        self.stop.store(true, SeqCst);
+        self.thread.join().unwrap();
+    }
+}
+
+/// Kills the worker of `place` at random moments, and has it replaced now and then; prints how long the
+/// watch stood still each time.
+fn kill_and_replace(place: &Place, watch: &Watch, what: &str) {
+    let (kills, upgrades) = if long() { (200, 20) } else { (8, 2) };
+    let mut random = fastrand::Rng::new();
+    println!("{what}: seed {}", random.get_seed());
+    let (mut killed, mut replaced) = (Vec::new(), Vec::new());
+    for round in 0..kills + upgrades {
+        std::thread::sleep(Duration::from_millis(random.u64(0..400)));
+        let before = worker(place);
+        watch.longest.store(0, SeqCst);
+        let upgrade = round % (kills / upgrades + 1) == 0;
+        if upgrade {
+            place.ok(&["upgrade", place.mnt().to_str().unwrap()]);
+        } else {
+            let pid = rustix::process::Pid::from_raw(i32::try_from(before).unwrap()).unwrap();
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        }
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while worker(place) == before {
+            assert!(Instant::now() < deadline, "nobody took over");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        // A read that began before its end is counted.
+        std::thread::sleep(Duration::from_millis(50));
+        let stood = watch.longest.load(SeqCst);
+        if upgrade {
+            replaced.push(stood);
+        } else {
+            killed.push(stood);
+        }
+    }
+    for (how, mut waits) in [("killed", killed), ("replaced", replaced)] {
+        waits.sort_unstable();
+        let ms = |us: u64| us as f64 / 1000.0;
+        println!(
+            "{what}, {how} {} times; readers stood still: median {:.1} ms, maximum {:.1} ms",
+            waits.len(),
+            ms(waits[waits.len() / 2]),
+            ms(waits[waits.len() - 1])
+        );
+    }
+}
+
+/// A file of blocks that carry their sums.
+fn written_by_fio(directory: &Path) -> Option<Vec<u8>> {
+    let file = directory.join("fio.dat");
+    let output = fio("write", &file).args(["--do_verify=0"]).output().ok()?;
+    assert!(output.status.success(), "{output:?}");
+    Some(std::fs::read(file).unwrap())
+}
+
+fn fio(how: &str, file: &Path) -> Command {
+    let mut fio = Command::new("fio");
+    fio.args(["--name=blocks", "--size=24m", "--bs=16k", "--verify=crc32c"]);
+    fio.arg(format!("--rw={how}"))
+        .arg(format!("--filename={}", file.display()));
+    fio
+}
+
+#[test]
+fn fio_verifies_on_while_workers_are_killed() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let Some(blocks) = written_by_fio(place.dir.path()) else {
+        return place::skip("needs fio");
+    };
+    let layer = Layer::new().dir("d", DIR).file("d/fio.dat", FILE, &blocks);
+    layout::write(&place.path("image"), &[layer.tar()], Pack::Plain);
+    let registry = Registry::serve(place.path("image"));
+    drop(place.mount_image(&registry.image(), &[]));
+    place.ok(&["cache", "prune", "--data"]);
+    // With too little room for the file, and past the page cache, so that its readers need the worker.
+    let options = ["--engine", "fuse", "--cache-size", "8MiB"];
+    let mounted = place.mount_image(&registry.image(), &options);
+    let file = mounted.path("d/fio.dat");
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stops, at) = (stop.clone(), file.clone());
+    let verifying = std::thread::spawn(move || {
+        let mut rounds = 0;
+        while !stops.load(SeqCst) {
+            let mut fio = fio("randread", &at);
+            fio.args([
+                "--readonly",
+                "--direct=1",
+                "--verify_fatal=1",
+                "--numjobs=2",
+            ]);
+            fio.args(["--ioengine=psync", "--group_reporting"]);
+            let output = fio.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            rounds += 1;
+        }
+        rounds
+    });
+    let watch = Watch::start(file);
+    kill_and_replace(&place, &watch, "fio --verify");
+    watch.finish();
+    stop.store(true, SeqCst);
+    let rounds = verifying.join().unwrap();
+    println!(
+        "fio verified {} MiB",
+        rounds * 2 * blocks.len() as u64 / MIB
+    );
+    assert!(rounds > 0);
+}
+
+const PROGRAM: &str = r#"
+#include <algorithm>
+#include <iostream>
+#include <map>
+#include <regex>
+#include <string>
+int main() {
+    std::map<std::string, int> seen;
+    std::string text = "one two three two one two";
+    std::regex word("[a-z]+");
+    for (std::sregex_iterator i(text.begin(), text.end(), word), end; i != end; ++i) seen[i->str()]++;
+    for (auto &[word, times] : seen) std::cout << word << times << ' ';
+}
+"#;
+
+/// Where compilers lie in the image below `root`.
+fn compilers(root: &Path) -> Vec<PathBuf> {
+    let places = ["lib/gcc", "libexec/gcc", "include/c++"];
+    let both = ["usr", "usr/local"];
+    let all = both
+        .iter()
+        .flat_map(|top| places.map(|place| root.join(top).join(place)));
+    all.filter(|place| place.is_dir()).collect()
+}
+
+/// Has the kernel forget the files below `directory`, so that they are read again; the longest of them.
+fn forget(directory: &Path) -> (u64, PathBuf) {
+    let mut longest = (0, PathBuf::new());
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        let kind = entry.file_type().unwrap();
+        if kind.is_dir() {
+            longest = longest.max(forget(&entry.path()));
+        } else if kind.is_file() {
+            let file = File::open(entry.path()).unwrap();
+            rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
+            let len = file.metadata().unwrap().len();
+            longest = longest.max((len, entry.path()));
+        }
+    }
+    longest
+}
+
+#[test]
+fn a_build_goes_on_while_workers_are_killed() {
+    if !can_mount() {
+        return;
+    }
+    if !long() {
+        return place::skip("a build under kills is for the full length: RSMOUNT_TEST_LONG=1");
+    }
+    let images = std::env::var("RSMOUNT_TEST_IMAGES").unwrap_or_default();
+    let registry = std::env::var("RSMOUNT_TEST_REGISTRY").ok();
+    let given = registry.filter(|_| images.split_whitespace().any(|image| image == "gcc:12"));
+    let Some(registry) = given else {
+        return place::skip("needs the image gcc:12; use contrib/test --full");
+    };
+    let scratch = std::env::var_os("RSMOUNT_TEST_SCRATCH").unwrap_or_else(|| "/var/tmp".into());
+    let place = Place::in_directory(tempfile::tempdir_in(scratch).unwrap());
+    let image = format!("{registry}/library/gcc:12");
+    // By FUSE, where what the kernel forgets has to come from the worker again.
+    let options = [
+        "--tmp",
+        "--cache-size",
+        "400MiB",
+        "--fill",
+        "never",
+        "--engine",
+        "fuse",
+    ];
+    let mounted = place.mount_image(&image, &options);
+    std::fs::write(mounted.path("tmp/words.cc"), PROGRAM).unwrap();
+    let stop = Arc::new(AtomicBool::new(false));
+    let (stops, root) = (stop.clone(), place.mnt());
+    let building = std::thread::spawn(move || {
+        let mut builds = 0;
+        while !stops.load(SeqCst) || builds == 0 {
+            for place in compilers(&root) {
+                forget(&place);
+            }
+            let mut build = Command::new("chroot");
+            build
+                .arg(&root)
+                .args(["/bin/sh", "-ec"])
+                .stdin(Stdio::null());
+            build.arg("cd /tmp; g++ -O1 -std=c++17 -o words words.cc; ./words");
+            build.env("PATH", "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
+            let output = build.output().unwrap();
+            assert!(output.status.success(), "{output:?}");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), "one2 three1 two3 ");
+            builds += 1;
+        }
+        builds
+    });
+    let all = compilers(&place.mnt());
+    let longest = all.iter().map(|place| forget(place)).max().unwrap();
+    assert!(longest.0 > 4 * MIB, "{longest:?} is no compiler");
+    let watch = Watch::start(longest.1);
+    kill_and_replace(&place, &watch, "a g++ build");
+    watch.finish();
+    stop.store(true, SeqCst);
+    let builds = building.join().unwrap();
+    println!("{builds} builds, each with the right program");
+}
