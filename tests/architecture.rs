@@ -111,6 +111,25 @@ const CRATES: &[(&str, &[&str])] = &[
 ];
 const ANY: &[&str] = &["*"];
 
+/// The only files that may say `unsafe`, and what for. The compiler denies it everywhere else
+/// (`unsafe_code` in Cargo.toml), and clippy wants a `SAFETY` reason for each block.
+const UNSAFE: &[(&str, &str)] = &[
+    ("src/cache/mapped.rs", "a file as memory"),
+    (
+        "src/fuse/session.rs",
+        "a descriptor that somebody else owns",
+    ),
+    ("src/layer/inflate.rs", "zlib-rs, whose interface is C's"),
+    (
+        "src/mount/launch.rs",
+        "a descriptor that somebody else owns",
+    ),
+    (
+        "src/mount/sandbox/threads.rs",
+        "a signal handler, and a system call that no crate has",
+    ),
+];
+
 /// Lines of a file without its tests.
 const FILE_LINES_MAX: usize = 500;
 
@@ -395,14 +414,9 @@ fn outside_crates_stay_in_their_rooms() {
 
 #[test]
 fn every_dependency_has_a_room() {
-    let text = std::fs::read_to_string(repository().join("Cargo.toml")).unwrap();
-    let manifest: BTreeSet<String> = text
-        .lines()
-        .skip_while(|line| *line != "[dependencies]")
-        .skip(1)
-        .take_while(|line| !line.starts_with('['))
-        .filter_map(|line| line.split_once(" = "))
-        .map(|(name, _)| name.replace('-', "_"))
+    let manifest: BTreeSet<String> = dependencies()
+        .into_iter()
+        .map(|name| name.replace('-', "_"))
         .collect();
     let table: BTreeSet<String> = CRATES.iter().map(|(name, _)| (*name).to_owned()).collect();
     assert_eq!(
@@ -434,6 +448,90 @@ fn files_are_made_up_alike() {
         }
     }
     fail_if_any(&complaints);
+}
+
+#[test]
+fn unsafe_code_is_where_it_has_to_be() {
+    let is_unsafe = |source: &Source| {
+        let mut words = source
+            .code()
+            .flat_map(|line| line.split(|c: char| !is_word(c)));
+        words.any(|word| word == "unsafe" || word == "unsafe_code")
+    };
+    let sources = sources();
+    let found: Vec<&str> = sources
+        .iter()
+        .filter(|source| is_unsafe(source))
+        .map(|source| source.path.as_str())
+        .collect();
+    let listed: Vec<&str> = UNSAFE.iter().map(|(path, _)| *path).collect();
+    assert_eq!(
+        found, listed,
+        "src (left) and the list in this file (right)"
+    );
+    let manifest = std::fs::read_to_string(repository().join("Cargo.toml")).unwrap();
+    assert!(manifest.contains("\nunsafe_code = \"deny\"\n"));
+}
+
+/// The names that `[dependencies]` of a Cargo.toml begins its lines with.
+fn dependencies() -> BTreeSet<String> {
+    let text = std::fs::read_to_string(repository().join("Cargo.toml")).unwrap();
+    text.lines()
+        .skip_while(|line| *line != "[dependencies]")
+        .skip(1)
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split_once(" = "))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+/// What a Cargo.lock says that a package needs. A name that stands for several versions has one
+/// behind it.
+fn locked_dependencies(lock: &str, package: &str) -> BTreeSet<String> {
+    let name = format!("name = \"{package}\"");
+    lock.split("[[package]]")
+        .find(|part| part.lines().any(|line| line == name))
+        .into_iter()
+        .flat_map(str::lines)
+        .skip_while(|line| *line != "dependencies = [")
+        .filter_map(|line| line.trim().strip_prefix('"')?.split(['"', ' ']).next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The fuzz targets are a workspace of their own, which is built with `--locked`.
+#[test]
+fn the_fuzz_targets_are_locked_to_what_the_product_needs() {
+    let lock = std::fs::read_to_string(repository().join("contrib/fuzz/Cargo.lock")).unwrap();
+    assert_eq!(
+        dependencies(),
+        locked_dependencies(&lock, "rsmount"),
+        "Cargo.toml (left) and contrib/fuzz/Cargo.lock (right), which \
+         `cd contrib/fuzz && cargo metadata >/dev/null` brings up to date"
+    );
+}
+
+/// Each target is in the manifest, and the runner knows it.
+#[test]
+fn every_fuzz_target_is_run() {
+    let fuzz = repository().join("contrib/fuzz");
+    let read = |name: &str| std::fs::read_to_string(fuzz.join(name)).unwrap();
+    let (manifest, runner) = (read("Cargo.toml"), read("run"));
+    let known = runner
+        .lines()
+        .find_map(|line| line.strip_prefix("(($#)) || set -- "))
+        .unwrap();
+    let known: BTreeSet<String> = known.split(' ').map(str::to_owned).collect();
+    let mut files = Vec::new();
+    rust_files(&fuzz.join("targets"), &mut files);
+    let there: BTreeSet<String> = files
+        .iter()
+        .map(|file| file.file_stem().unwrap().to_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(there, known, "targets (left) and what `run` runs (right)");
+    for name in &there {
+        assert!(manifest.contains(&format!("path = \"targets/{name}.rs\"")));
+    }
 }
 
 /// What stands in backticks and looks like a path below one of the top directories has to be there.
