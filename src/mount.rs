@@ -24,6 +24,7 @@ pub mod indexes;
 pub mod keeper;
 mod known_tree;
 pub mod launch;
+mod layers;
 mod learn;
 mod lookup;
 mod mounting;

@@ -21,6 +21,10 @@ const STARTS_MAX: u32 = 3;
 /// Longest profile. A start touches a few thousand ranges; this is a bound on damage.
 pub const TOUCHES_MAX: usize = 1 << 17;
 
+/// Longest profile in bytes, as it is stored: room for [`TOUCHES_MAX`] touches of 64 characters. What
+/// is read of it takes up to eight times as much memory.
+pub const PROFILE_BYTES_MAX: usize = TOUCHES_MAX * 64;
+
 /// The pages that hold any byte of `range`.
 pub(super) fn pages_of(range: ByteRange) -> Range<u64> {
     range.start() / PAGE_BYTES..range.end().div_ceil(PAGE_BYTES)
@@ -111,6 +115,9 @@ impl Profile {
     /// From what was stored; `None` when it is damaged or of another version, which costs nothing
     /// but speed.
     pub fn decode(bytes: &[u8]) -> Option<Profile> {
+        if bytes.len() > PROFILE_BYTES_MAX {
+            return None;
+        }
         let stored: Stored = serde_json::from_slice(bytes).ok()?;
         let Stored {
             version,

@@ -17,6 +17,7 @@ mod tests;
 mod wire;
 
 use crate::layer::codec::parts::{read_parts, write_parts};
+pub use crate::layer::codec::spans::WINDOW_PACKED_MAX;
 use crate::layer::codec::spans::{read_spans, write_spans};
 use crate::layer::codec::wire::{Source, Target};
 use crate::layer::index::LayerIndex;

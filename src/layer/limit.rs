@@ -4,6 +4,7 @@
 use std::mem::size_of;
 
 use crate::layer::entry::{Entry, EntryKind, Extent, Whiteout, Xattr};
+use crate::layer::index::LayerIndex;
 
 /// Most entries and whiteouts of one layer. The largest images in use (whole distributions with
 /// all their sources) have fewer than a million files.
@@ -37,6 +38,32 @@ pub const SPAN_BYTES_MAX: u64 = 64 << 20;
 /// packs zeros 1:1032, so a 1 GiB blob can claim a terabyte.
 pub const ADDRESS_BYTES_MAX: u64 = 256 << 30;
 
+/// Most memory that the entries and whiteouts of all layers of an image may take, in bytes: they are
+/// all there while its tree is made. As many as two of the largest layers have; the largest images
+/// in use need a quarter of it.
+pub const IMAGE_INDEX_BYTES_MAX: u64 = 2 * INDEX_BYTES_MAX;
+
+/// What is left of [`IMAGE_INDEX_BYTES_MAX`].
+#[derive(Debug)]
+pub struct ImageBudget(u64);
+
+impl Default for ImageBudget {
+    fn default() -> ImageBudget {
+        ImageBudget(IMAGE_INDEX_BYTES_MAX)
+    }
+}
+
+impl ImageBudget {
+    /// Takes what the index of one more layer needs.
+    pub fn layer(&mut self, index: &LayerIndex) -> Result<(), LimitError> {
+        let whiteouts: usize = index.whiteouts.iter().map(bytes_of_whiteout).sum();
+        let entries: usize = index.entries.iter().map(bytes_of_entry).sum();
+        let left = self.0.checked_sub((whiteouts + entries) as u64);
+        self.0 = left.ok_or(LimitError::Image)?;
+        Ok(())
+    }
+}
+
 /// What is left of [`ENTRIES_MAX`] and [`INDEX_BYTES_MAX`].
 #[derive(Debug)]
 pub(crate) struct Budget {
@@ -53,6 +80,12 @@ pub enum LimitError {
     /// More than [`INDEX_BYTES_MAX`].
     #[error("names, attributes and extents take more than {INDEX_BYTES_MAX} bytes of memory")]
     Memory,
+    /// More than [`IMAGE_INDEX_BYTES_MAX`].
+    #[error(
+        "names, attributes and extents of all layers take more than {IMAGE_INDEX_BYTES_MAX} bytes of \
+         memory"
+    )]
+    Image,
 }
 
 impl Default for Budget {
@@ -66,20 +99,11 @@ impl Default for Budget {
 
 impl Budget {
     pub(crate) fn entry(&mut self, entry: &Entry) -> Result<(), LimitError> {
-        let kind = match &entry.kind {
-            EntryKind::Regular { extents, .. } => extents.capacity() * size_of::<Extent>(),
-            EntryKind::HardLink { target } => target.as_bytes().len(),
-            EntryKind::Symlink { target } => target.len(),
-            _ => 0,
-        };
-        let xattr = |x: &Xattr| size_of::<Xattr>() + x.name.len() + x.value.len();
-        let xattrs: usize = entry.xattrs.iter().map(xattr).sum();
-        self.spend(size_of::<Entry>() + entry.path.as_bytes().len() + kind + xattrs)
+        self.spend(bytes_of_entry(entry))
     }
 
     pub(crate) fn whiteout(&mut self, whiteout: &Whiteout) -> Result<(), LimitError> {
-        let (Whiteout::Path(path) | Whiteout::Opaque(path)) = whiteout;
-        self.spend(size_of::<Whiteout>() + path.as_bytes().len())
+        self.spend(bytes_of_whiteout(whiteout))
     }
 
     /// Something that is passed over: it takes no memory, but time.
@@ -97,10 +121,28 @@ impl Budget {
     }
 }
 
+fn bytes_of_entry(entry: &Entry) -> usize {
+    let kind = match &entry.kind {
+        EntryKind::Regular { extents, .. } => extents.capacity() * size_of::<Extent>(),
+        EntryKind::HardLink { target } => target.as_bytes().len(),
+        EntryKind::Symlink { target } => target.len(),
+        _ => 0,
+    };
+    let xattr = |x: &Xattr| size_of::<Xattr>() + x.name.len() + x.value.len();
+    let xattrs: usize = entry.xattrs.iter().map(xattr).sum();
+    size_of::<Entry>() + entry.path.as_bytes().len() + kind + xattrs
+}
+
+fn bytes_of_whiteout(whiteout: &Whiteout) -> usize {
+    let (Whiteout::Path(path) | Whiteout::Opaque(path)) = whiteout;
+    size_of::<Whiteout>() + path.as_bytes().len()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::layer::LayerPath;
+    use crate::oci::{Compression, Digest};
 
     #[test]
     fn budgets_end() {
@@ -117,5 +159,25 @@ mod tests {
         };
         assert_eq!(budget.whiteout(&whiteout), Ok(()));
         assert_eq!(budget.whiteout(&whiteout), Err(LimitError::Memory));
+    }
+
+    #[test]
+    fn layers_share_what_an_image_may_take() {
+        let path = LayerPath::parse(b"a").unwrap();
+        let index = LayerIndex {
+            blob: Digest::of(b""),
+            diff_id: Digest::of(b""),
+            compressed_size: 0,
+            address_size: 0,
+            compression: Compression::None,
+            whiteouts: vec![Whiteout::Path(path); 3],
+            entries: Vec::new(),
+            spans: Vec::new(),
+        };
+        let needs = 3 * (size_of::<Whiteout>() as u64 + 1);
+        let mut budget = ImageBudget(2 * needs + 1);
+        assert_eq!(budget.layer(&index), Ok(()));
+        assert_eq!(budget.layer(&index), Ok(()));
+        assert_eq!(budget.layer(&index), Err(LimitError::Image));
     }
 }

@@ -18,9 +18,8 @@ use crate::mount::discover::{self, Finding, Found, Pack, Refused};
 use crate::mount::error::Error;
 use crate::mount::hot::{self, Early};
 use crate::mount::known_tree;
+use crate::mount::layers;
 use crate::mount::learn::Learner;
-use crate::mount::own_layer::own_layer;
-use crate::mount::pack;
 use crate::mount::pack_begun::{
     PACK_PATIENCE, begins_by, begun_by, beside, foreknown, is_of_index, late, without_packs,
 };
@@ -431,15 +430,8 @@ fn wire(
     let key = Some(&image.digest).filter(|_| own.iter().all(|own| *own));
     let is_known = key.is_some_and(|key| known_tree::is_known(cache, key));
     let known = layers.clone();
-    let mut sources = Vec::with_capacity(layers.len());
-    for (at, stored) in layers.into_iter().enumerate() {
-        let descriptor = &image.manifest.layers[at];
-        sources.push(match (stored, &pack) {
-            (Some(stored), _) => own_layer(&stored, descriptor, &late, is_known)?,
-            (None, Some(pack)) => pack::layer(pack, at, cache, &late, &image.manifest)?,
-            (None, None) => return Err(Error::Content(crate::content::Error::Abandoned)),
-        });
-    }
+    let from = (&late, &image.manifest);
+    let sources = layers::sources(request, cache, (layers, pack.as_ref()), from, is_known)?;
     let indexes: Vec<LateIndex> = sources.iter().map(|s| s.index.clone()).collect();
     let tree = match key.filter(|_| is_known) {
         Some(key) => known_tree::late(cache, key, &indexes),

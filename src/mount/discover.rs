@@ -11,6 +11,7 @@ use crate::mount::source::Source;
 use crate::mount::trust::{Admitted, Trust};
 use crate::oci::{Compression, Descriptor, Digest, ImageName};
 use crate::pack::meta::META_BYTES_MAX;
+use crate::pack::windows::Places;
 use crate::pack::{Meta, PackManifest};
 use crate::registry::{Fetched, Referrer, Registry};
 
@@ -284,6 +285,16 @@ fn has_possible_size(index: &LayerIndex) -> bool {
     index.address_size <= most.min(ADDRESS_BYTES_MAX)
 }
 
+/// Whether the parts with the windows are as long as windows can be: how many of them are fetched, and
+/// held in memory, follows from it. Packs of earlier versions do not say where each one is.
+fn has_possible_windows(meta: &Meta, manifest: &PackManifest) -> bool {
+    let mut layers = meta.layers.iter().zip(&manifest.windows).enumerate();
+    layers.all(|(at, (layer, part))| match meta.windows.get(at) {
+        Some(lengths) => Places::new(layer, lengths, part.size).is_some(),
+        None => Places::can_be(layer, part.size),
+    })
+}
+
 fn check(cache: &Cache, candidate: Candidate, meta: &[u8], image: &Image) -> Result<Pack, String> {
     let Candidate {
         digest,
@@ -310,6 +321,9 @@ fn check(cache: &Cache, candidate: Candidate, meta: &[u8], image: &Image) -> Res
     }
     if !meta.layers.iter().all(has_possible_size) {
         return Err("the pack is about layers that no blob of their size can hold".to_owned());
+    }
+    if !has_possible_windows(&meta, &manifest) {
+        return Err("the pack's windows are not as long as it says".to_owned());
     }
     Ok(Pack {
         digest,

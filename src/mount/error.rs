@@ -62,6 +62,14 @@ pub enum Error {
         /// What is wrong.
         source: crate::tree::MergeError,
     },
+    /// The layers have more in them than is taken into memory.
+    #[error("{image}: {source}")]
+    Limit {
+        /// As typed.
+        image: String,
+        /// Which limit.
+        source: crate::layer::limit::LimitError,
+    },
     /// The mountpoint cannot be used.
     #[error(transparent)]
     Mountpoint(#[from] MountpointError),

@@ -190,7 +190,8 @@ impl PackManifest {
             let bytes = STANDARD.decode(data);
             let bytes = bytes.map_err(|_| PackError("its inline part is not base64"))?;
             match descriptor.digest.verify(&bytes) {
-                Ok(()) => Ok(bytes),
+                Ok(()) if bytes.len() as u64 == descriptor.size => Ok(bytes),
+                Ok(()) => Err(PackError("its inline part does not have its length")),
                 Err(_) => Err(PackError("its inline part does not have its digest")),
             }
         });
@@ -248,6 +249,10 @@ mod tests {
         let text = String::from_utf8(bytes).unwrap();
         let wrong = text.replace(&STANDARD.encode(b"meta"), &STANDARD.encode(b"mesa"));
         assert!(PackManifest::decode(wrong.as_bytes(), &image.digest).is_err());
+        let longer = text.replace(r#""size":4,"data""#, r#""size":5,"data""#);
+        let lies = PackManifest::decode(longer.as_bytes(), &image.digest);
+        let expected = PackError("its inline part does not have its length");
+        assert_eq!(lies, Err(expected));
         let other = text.replace(ARTIFACT_TYPE, "application/other");
         assert!(PackManifest::decode(other.as_bytes(), &image.digest).is_err());
         assert!(PackManifest::decode(b"{}", &image.digest).is_err());

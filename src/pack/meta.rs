@@ -5,8 +5,11 @@
 //! layer (u32), first page (u64), pages (u64), SHA-256; then, for each layer behind their length, the
 //! lengths of its windows (u32 each); all little endian.
 
+use crate::cache::PAGE_BYTES;
 use crate::content::Profile;
+use crate::layer::limit::ImageBudget;
 use crate::layer::{LayerIndex, SpanStart, codec};
+use crate::oci::manifest::LAYERS_MAX;
 use crate::pack::reader::{Reader, put_bytes};
 use crate::pack::{HotRange, PackError};
 
@@ -14,9 +17,6 @@ const MAGIC: &[u8; 8] = b"rsmpack\x01";
 
 /// Most bytes of meta when unpacked: a million files take about 100 MiB.
 pub const META_BYTES_MAX: usize = 256 << 20;
-
-/// Most layers; more than any manifest that is accepted has.
-const LAYERS_MAX: u32 = 4096;
 
 /// Most hot ranges: as many as a profile may have.
 pub(crate) const HOT_MAX: u32 = 1 << 17;
@@ -80,13 +80,17 @@ impl Meta {
             return Err(PackError("its first part is of another kind or version"));
         }
         let count = reader.u32()?;
-        if count > LAYERS_MAX {
+        if count as usize > LAYERS_MAX {
             return Err(PackError("it has too many layers"));
         }
         let mut layers = Vec::new();
+        let mut budget = ImageBudget::default();
         for _ in 0..count {
             let layer = codec::decode(reader.bytes()?);
-            layers.push(layer.map_err(|_| PackError("an index in it is damaged"))?);
+            let layer = layer.map_err(|_| PackError("an index in it is damaged"))?;
+            let fits = budget.layer(&layer);
+            fits.map_err(|_| PackError("its indexes need too much memory"))?;
+            layers.push(layer);
         }
         let profile = Profile::decode(reader.bytes()?);
         let profile = profile.ok_or(PackError("the profile in it is damaged"))?;
@@ -104,6 +108,13 @@ impl Meta {
             };
             hot.push(range.checked(&layers)?);
         }
+        // No page is named twice, so a list is done with after at most all of them.
+        let pages: u64 = layers.iter().map(pages_of).fold(0, u64::saturating_add);
+        let hot_pages = hot.iter().map(|h| h.pages).fold(0, u64::saturating_add);
+        let touched = profile.touches.iter().map(|t| t.pages);
+        if hot_pages.max(touched.fold(0, u64::saturating_add)) > pages {
+            return Err(PackError("it names more pages than its layers have"));
+        }
         let mut windows = Vec::new();
         if reader.end().is_err() {
             for _ in &layers {
@@ -119,6 +130,10 @@ impl Meta {
             windows,
         })
     }
+}
+
+fn pages_of(layer: &LayerIndex) -> u64 {
+    layer.address_size.div_ceil(PAGE_BYTES)
 }
 
 fn unpack(bytes: &[u8]) -> Result<Vec<u8>, PackError> {
@@ -212,5 +227,46 @@ pub(super) mod tests {
             (lying.hot[0].layer, lying.hot[0].page, lying.hot[0].pages) = (layer, page, pages);
             assert!(Meta::decode(&lying.encode().unwrap()).is_err(), "{page}");
         }
+    }
+
+    #[test]
+    fn no_more_pages_are_named_than_there_are() {
+        let mut all = meta();
+        all.hot = (0..3)
+            .map(|page| HotRange {
+                page,
+                pages: 1,
+                ..all.hot[0]
+            })
+            .collect();
+        all.profile.touches[0].pages = 3;
+        assert_eq!(Meta::decode(&all.encode().unwrap()), Ok(all.clone()));
+        let more = Err(PackError("it names more pages than its layers have"));
+        let mut overlapping = all.clone();
+        overlapping.hot.push(overlapping.hot[0]);
+        assert_eq!(Meta::decode(&overlapping.encode().unwrap()), more);
+        for pages in [4, u64::MAX] {
+            let mut touched = all.clone();
+            touched.profile.touches[0].pages = pages;
+            assert_eq!(Meta::decode(&touched.encode().unwrap()), more);
+        }
+    }
+
+    #[test]
+    fn what_it_unpacks_to_is_bounded() {
+        let zeros = zstd::bulk::compress(&vec![0; META_BYTES_MAX + 1], 1).unwrap();
+        assert!(zeros.len() < 64 << 10, "a bomb");
+        let long = Err(PackError("its first part is too long"));
+        assert_eq!(Meta::decode(&zeros), long);
+        // A list of nothing, of which each item takes eight times its place in memory.
+        let profile = format!(
+            r#"{{"version":1,"touches":[],"command":[{}""]}}"#,
+            r#""","#.repeat(3 << 20)
+        );
+        assert!(Profile::decode(profile.as_bytes()).is_none());
+        let mut many = meta();
+        many.layers = vec![many.layers[0].clone(); LAYERS_MAX + 1];
+        let layers = Err(PackError("it has too many layers"));
+        assert_eq!(Meta::decode(&many.encode().unwrap()), layers);
     }
 }

@@ -5,7 +5,8 @@
 use std::ops::Range;
 
 use crate::blob::ByteRange;
-use crate::layer::{LayerIndex, SpanStart};
+use crate::layer::codec::WINDOW_PACKED_MAX;
+use crate::layer::{LayerIndex, Span, SpanStart};
 use crate::pack::PackError;
 use crate::pack::reader::{Reader, put_bytes};
 
@@ -43,7 +44,7 @@ const LENGTH_BYTES: u64 = 4;
 
 impl Places {
     /// For `index`, whose windows have these `lengths`, in a part of `size` bytes; `None` when these
-    /// do not fit each other.
+    /// do not fit each other, or one is longer than a window can be.
     pub fn new(index: &LayerIndex, lengths: &[u32], size: u64) -> Option<Places> {
         let is_window = |n: &usize| matches!(index.spans[*n].start, SpanStart::Window { .. });
         let spans: Vec<usize> = (0..index.spans.len()).filter(is_window).collect();
@@ -54,7 +55,15 @@ impl Places {
             ByteRange::new(start, end)
         };
         let windows: Vec<ByteRange> = lengths.iter().map(place).collect();
-        (windows.len() == spans.len() && end == size).then_some(Places { spans, windows })
+        let can_be = lengths.iter().all(|len| *len as usize <= WINDOW_PACKED_MAX);
+        (can_be && windows.len() == spans.len() && end == size).then_some(Places { spans, windows })
+    }
+
+    /// Whether a part of `size` bytes can be all windows of `index`.
+    pub fn can_be(index: &LayerIndex, size: u64) -> bool {
+        let is_window = |span: &&Span| matches!(span.start, SpanStart::Window { .. });
+        let windows = index.spans.iter().filter(is_window).count() as u64;
+        size <= windows * (LENGTH_BYTES + WINDOW_PACKED_MAX as u64)
     }
 
     /// Those of `spans`: with the span, where it is in the part.
@@ -111,5 +120,9 @@ mod tests {
         );
         assert_eq!(Places::new(&whole, &lengths, bytes.len() as u64 + 1), None);
         assert_eq!(Places::new(&whole, &[], bytes.len() as u64), None);
+        let long = [WINDOW_PACKED_MAX as u32 + 1];
+        assert_eq!(Places::new(&whole, &long, u64::from(long[0]) + 4), None);
+        assert!(Places::can_be(&whole, bytes.len() as u64));
+        assert!(!Places::can_be(&whole, u64::from(long[0]) + 4));
     }
 }

@@ -209,7 +209,7 @@ fn empty() -> Arrays {
 }
 
 /// An implied directory.
-fn blank(parent: Ino, layer: LayerId) -> Node {
+pub(super) fn blank(parent: Ino, layer: LayerId) -> Node {
     Node {
         kind: NodeKind::Directory,
         mode: IMPLIED_MODE,

@@ -2,6 +2,7 @@
 //! compares it with a naive one.
 
 mod bounds;
+mod damaged;
 mod model;
 mod rules;
 

@@ -14,7 +14,7 @@ const WINDOW: u8 = 2;
 /// Fewest bytes of a span: address length, compressed start, kind, SHA-256.
 const SPAN_BYTES_MIN: usize = 35;
 /// Longest packed window: 32 KiB that cannot be compressed, and zstd's frame around them.
-const WINDOW_PACKED_MAX: usize = 33 << 10;
+pub const WINDOW_PACKED_MAX: usize = 33 << 10;
 
 /// Writes `spans`; their windows are returned, to stand behind the body.
 pub(super) fn write_spans(to: &mut Target, spans: &[Span]) -> Vec<u8> {
