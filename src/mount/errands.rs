@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::mount::mountpoint;
 use crate::mount::parcel::Task;
+use crate::oci::Reference;
 
 /// How long a lookup may take: a helper may ask a cloud for a token.
 const LOOKUP_MAX: Duration = Duration::from_secs(60);
@@ -26,6 +27,9 @@ const GLANCE: Timespec = Timespec {
     tv_sec: 1,
     tv_nsec: 0,
 };
+
+/// Where a request says whose credentials may be looked up.
+pub(super) const REGISTRIES: &str = "registries";
 
 /// Lookups at the same time; a worker asks for one a registry.
 const LOOKUPS_MAX: usize = 8;
@@ -45,6 +49,12 @@ impl Errands {
         };
         let place = request["mountpoint"].as_str().map(Path::new);
         match (task, place) {
+            (Task::Credentials(reference), _) if !is_needed(request, &reference) => {
+                tracing::error!(
+                    reference = %reference.escape_debug(),
+                    "a worker asks for credentials that its mount does not need; it gets none"
+                );
+            }
             (Task::Credentials(reference), _) => {
                 if self.lookups.len() < LOOKUPS_MAX
                     && let Err(error) = self.look_up(&reference, answer)
@@ -87,5 +97,58 @@ impl Errands {
             matches!(child.try_wait(), Ok(None))
         });
         (!self.lookups.is_empty()).then_some(GLANCE)
+    }
+}
+
+/// Whether `reference` is of a registry that the mount's image comes from. The worker reads what
+/// strangers have made: whatever became of it, it gets no secrets but those that it works with.
+fn is_needed(request: &Value, reference: &str) -> bool {
+    let Ok(reference) = reference.parse::<Reference>() else {
+        return false;
+    };
+    let needed = request[REGISTRIES].as_array();
+    needed.is_some_and(|names| names.iter().any(|name| *name == reference.registry()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn credentials_of_other_registries_are_not_looked_up() {
+        let request = serde_json::json!({
+            "image": "one.example/a/b:1",
+            REGISTRIES: ["one.example", "mirror.example:5000", "docker.io"],
+        });
+        for needed in [
+            "one.example/a/b:1",
+            "one.example/other",
+            "mirror.example:5000/a/b",
+            "debian:12",
+        ] {
+            assert!(is_needed(&request, needed), "{needed}");
+        }
+        let none = serde_json::json!({ "image": "one.example/a/b:1" });
+        assert!(!is_needed(&none, "one.example/a/b:1"));
+        for other in [
+            "two.example/a/b:1",
+            "mirror.example/a/b",
+            "one.example:443/a/b",
+            "one.example@two.example/a",
+            "--help",
+            "",
+        ] {
+            assert!(!is_needed(&request, other), "{other}");
+            let (mut said, answer) = io::pipe().unwrap();
+            let mut errands = Errands::default();
+            let task = Task::Credentials(other.to_owned());
+            errands.run(&request, task, vec![answer.into()]);
+            assert!(errands.lookups.is_empty());
+            let mut answer = Vec::new();
+            said.read_to_end(&mut answer).unwrap();
+            assert!(answer.is_empty());
+        }
     }
 }

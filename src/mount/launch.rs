@@ -1,6 +1,7 @@
 //! Starting a keeper, and by it a worker: fresh processes that hold none of the caller's descriptors,
 //! so that `x=$(rsmount IMAGE MNT)` returns, and that say on a pipe how they get on.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -13,10 +14,14 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
+use crate::cache::Cache;
 use crate::monitor::Event;
+use crate::mount::errands;
 use crate::mount::privilege;
 use crate::mount::record::Record;
 use crate::mount::request::MountRequest;
+use crate::oci::ImageName;
+use crate::registry::hosts;
 
 /// One line from the worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,7 +106,7 @@ pub fn launch_unless(
         .stderr(stderr_of_worker(request, &log)?)
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(&serde_json::to_vec(request).map_err(io::Error::other)?)?;
+        stdin.write_all(&for_keeper(request)?)?;
     }
     let stdout = child
         .stdout
@@ -128,6 +133,36 @@ pub fn launch_unless(
     }
     let status = child.wait()?.to_string();
     Err(LaunchError::Died { status, log })
+}
+
+/// The request with what only the keeper reads of it: whose credentials its workers may ask for. A worker
+/// that reads what strangers have made has no say in that.
+fn for_keeper(request: &MountRequest) -> io::Result<Vec<u8>> {
+    let mut json = serde_json::to_value(request)?;
+    json[errands::REGISTRIES] = registries(request).into_iter().collect();
+    Ok(serde_json::to_vec(&json)?)
+}
+
+/// The registries that have the image, and their mirrors.
+fn registries(request: &MountRequest) -> BTreeSet<String> {
+    let mut names: Vec<ImageName> = request.image.parse().into_iter().collect();
+    // A name that was given here stands for images that others have.
+    if let Ok(cache) = Cache::open(&request.cache_dir)
+        && let Some(name) = names.first()
+        && let Some(tag) = cache.tag(&name.to_string())
+    {
+        names.extend(tag.sources.iter().filter_map(|name| name.parse().ok()));
+    }
+    let mut registries = BTreeSet::new();
+    for name in &names {
+        if let ImageName::Registry(reference) = name {
+            registries.insert(reference.registry().to_owned());
+            // What is wrong with the configuration is for the worker to say.
+            let mirrors = hosts::names(reference, &request.hosts);
+            registries.extend(mirrors.unwrap_or_default());
+        }
+    }
+    registries
 }
 
 /// Waits until the worker says something; true when it is time to stop instead.

@@ -25,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use toml::Spanned;
 use url::Url;
 
+use super::redirect::shown_host;
 use super::secret::Secret;
 use crate::blob::{Error, ErrorKind};
 use crate::oci::Reference;
@@ -104,6 +105,16 @@ pub(super) fn of(reference: &Reference, dirs: &HostsDirs) -> Result<Vec<Host>, E
         Some(directory) => read(&directory),
         None => Ok(vec![Host::plain()]),
     }
+}
+
+/// The registry of `reference` and its mirrors as `HOST[:PORT]`: whose credentials a process needs that
+/// asks them.
+pub fn names(reference: &Reference, dirs: &HostsDirs) -> Result<Vec<String>, Error> {
+    let mut names = vec![reference.registry().to_owned()];
+    for host in of(reference, dirs)? {
+        names.extend(host.root.as_ref().map(shown_host));
+    }
+    Ok(names)
 }
 
 /// The files that the hosts of `reference` need: what a process must be able to read that asks them.
@@ -404,6 +415,22 @@ mod tests {
         assert_eq!(roots(text), expected);
         assert_eq!(roots("server = 'https://docker.io'"), expected[4..]);
         assert_eq!(roots(""), [""]);
+    }
+
+    #[test]
+    fn a_registry_is_named_with_its_mirrors() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("own.example")).unwrap();
+        let text = "[host.'https://m.example:5000/v2']\n[host.'https://n.example']";
+        std::fs::write(dir.path().join("own.example/hosts.toml"), text).unwrap();
+        let dirs = HostsDirs {
+            dirs: vec![dir.path().to_owned()],
+            strict: true,
+        };
+        let named = |image: &str| names(&image.parse().unwrap(), &dirs).unwrap();
+        let all = ["own.example", "m.example:5000", "n.example"];
+        assert_eq!(named("own.example/a:1"), all);
+        assert_eq!(named("other.example/a:1"), ["other.example"]);
     }
 
     #[test]
