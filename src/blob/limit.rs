@@ -1,10 +1,13 @@
 //! A bound on how many streams of one source are open at once.
 //!
-//! The permit lives as long as the stream: dropping the stream, finished or not, frees the place.
+//! The permit lives as long as the stream, finished or dropped, and a moment longer. A client has the
+//! connection of a stream back only after whoever read it has seen the end; a stream that began in
+//! between would find no connection free, and open one more than there are places.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -12,6 +15,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::blob::{Blob, BoxFuture, ByteRange, ByteStream, Error, ErrorKind};
 use crate::oci::Digest;
+
+/// How long a place stays taken after its stream: what it takes a client to have a connection back is
+/// some microseconds, on a busy machine a hundred.
+const SETTLE: Duration = Duration::from_millis(1);
 
 /// A blob whose streams share a number of places with other blobs.
 #[derive(Debug)]
@@ -49,10 +56,11 @@ impl<B: Blob> Blob for Limit<B> {
                     "fetching was stopped: this mount is going away",
                 )
             })?;
+            let place = Place(Some(permit));
             let stream = self.blob.open(range).await?;
             Ok(Box::pin(Held {
                 stream,
-                permit: Some(permit),
+                place: Some(place),
             }) as ByteStream)
         })
     }
@@ -60,7 +68,23 @@ impl<B: Blob> Blob for Limit<B> {
 
 struct Held {
     stream: ByteStream,
-    permit: Option<OwnedSemaphorePermit>,
+    place: Option<Place>,
+}
+
+/// A permit that is given back [`SETTLE`] after it is dropped.
+struct Place(Option<OwnedSemaphorePermit>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let permit = self.0.take();
+        // Where there is no runtime, nobody opens streams any more.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                tokio::time::sleep(SETTLE).await;
+                drop(permit);
+            });
+        }
+    }
 }
 
 impl Stream for Held {
@@ -69,7 +93,7 @@ impl Stream for Held {
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let next = self.stream.as_mut().poll_next(cx);
         if matches!(next, Poll::Ready(None | Some(Err(_)))) {
-            self.permit = None;
+            self.place = None;
         }
         next
     }
@@ -82,8 +106,15 @@ mod tests {
     use super::*;
     use crate::blob::testing::{Plan, PlannedBlob};
 
+    /// Not at once, and not never.
+    async fn assert_given_back(places: &Semaphore) {
+        assert_eq!(places.available_permits(), 0);
+        let permit = tokio::time::timeout(Duration::from_secs(10), places.acquire()).await;
+        drop(permit.unwrap().unwrap());
+    }
+
     #[tokio::test]
-    async fn a_place_is_held_until_the_stream_ends_or_is_dropped() {
+    async fn a_place_is_held_until_a_moment_after_the_stream_has_ended_or_was_dropped() {
         let places = Arc::new(Semaphore::new(1));
         let blob = PlannedBlob::new(b"abc", [Plan::Whole, Plan::Whole, Plan::Fails, Plan::Whole]);
         let blob = Limit::new(blob, places.clone());
@@ -91,11 +122,11 @@ mod tests {
         let mut first = blob.open(all).await.unwrap();
         assert_eq!(places.available_permits(), 0);
         while first.next().await.is_some() {}
-        assert_eq!(places.available_permits(), 1);
+        assert_given_back(&places).await;
         let second = blob.open(all).await.unwrap();
         drop(second);
-        assert_eq!(places.available_permits(), 1);
+        assert_given_back(&places).await;
         assert!(blob.open(all).await.is_err());
-        assert_eq!(places.available_permits(), 1);
+        assert_given_back(&places).await;
     }
 }
