@@ -229,6 +229,10 @@ impl Tree {
         self.node(ino)?;
         let (mut names, mut at) = (Vec::new(), ino);
         while at != Ino::ROOT {
+            // Directories that are in each other: the bytes are not what was stored.
+            if names.len() > self.len() {
+                return None;
+            }
             let above = self.parent(at);
             let (name, _) = self.children(above).find(|(_, ino)| *ino == at)?;
             names.push(name);
