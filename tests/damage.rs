@@ -97,7 +97,11 @@ impl Damage {
                 let json = digest.filter(|_| bytes.starts_with(b"{"));
                 // Of a bitmap the middle may lie behind the last page.
                 let third = bytes.len() / 3;
-                bytes[json.map_or(third, |at| at + 9)] ^= 1;
+                // An empty file has no bit.
+                match bytes.get_mut(json.map_or(third, |at| at + 9)) {
+                    Some(byte) => *byte ^= 1,
+                    None => bytes.push(1),
+                }
             }
             Damage::Swapped => bytes = std::fs::read(other).unwrap(),
             // What a file begins with says what it is; a page store has its version above it.
@@ -186,8 +190,13 @@ fn rows(root: &Path) -> Vec<Row> {
 
 /// Mounts and reads all.
 fn outcome(place: &Place, image: &str, offline: bool) -> Outcome {
+    outcome_by(place, image, offline, "auto")
+}
+
+fn outcome_by(place: &Place, image: &str, offline: bool, engine: &str) -> Outcome {
     let mnt = place.mnt();
     let mut arguments = vec!["-q", "--on-outage", "eio", "--fill", "never"];
+    arguments.extend(["--engine", engine]);
     if offline {
         arguments.push("--offline");
     }
@@ -260,6 +269,213 @@ fn damage_to_any_file_of_the_cache_is_found() {
                     ));
                 }
             }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "not as the table says:\n{}",
+        wrong.join("\n")
+    );
+}
+
+// ---- What is kept for speed, and what was said by a person -------------------------------------
+
+/// The kinds of files that the table above does not hold, by their paths (`*` is any name). All of
+/// them are hints, or are looked at by others than mounts: whatever happens to them, with and without a
+/// network, by either engine, the outcome is `Right`.
+///
+/// A file that was lent to the kernel (`pages/data` beside `lent`) is no row: the kernel reads it as it
+/// reads any file, and what rots in it after it was checked in this boot is found by whoever checks the
+/// disk. It has ext4's guarantee, no more.
+const KINDS: [&str; 13] = [
+    // Indexes that were cut anew for what is hot, and from what.
+    "layers/sha256/*/narrow",
+    "layers/sha256/*/blocks",
+    // That the file was lent, and that it was checked in this boot.
+    "layers/sha256/*/lent",
+    "layers/sha256/*/pages/checked",
+    "layers/sha256/*/pages/used",
+    "profiles/*",
+    "derived/*.tree-*",
+    "derived/*.erofs-*",
+    "pins/*",
+    "uppers/*",
+    "uploads/*",
+    "notes/*",
+    "locks/*",
+];
+
+/// The kinds of the table above.
+const HELD: [&str; 6] = [
+    "layers/sha256/*/index",
+    "layers/sha256/*/pages/data",
+    "layers/sha256/*/pages/sums",
+    "layers/sha256/*/pages/present",
+    "documents/*",
+    "tags/*",
+];
+
+fn is_like(path: &str, pattern: &str) -> bool {
+    match pattern.split_once('*') {
+        None => path == pattern,
+        Some((begin, rest)) => path.strip_prefix(begin).is_some_and(|path| {
+            let ends = (0..=path.len()).filter(|at| !path[..*at].contains('/'));
+            ends.into_iter().any(|at| is_like(&path[at..], rest))
+        }),
+    }
+}
+
+/// All files below `root`, relative to it.
+fn all_files(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut waiting = vec![root.to_owned()];
+    while let Some(directory) = waiting.pop() {
+        for path in files_below(&directory) {
+            match path.is_dir() {
+                true => waiting.push(path),
+                false => found.push(path.strip_prefix(root).unwrap().display().to_string()),
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+/// Mounts until the layers are whole and have been lent where the kernel can, and once more, so that
+/// everything is kept that can be; whether the kernel can.
+fn warm(place: &Place, image: &str) -> bool {
+    let mut kernel = false;
+    for round in 0..3 {
+        let fill = if round == 0 { "now" } else { "never" };
+        let mounted = place.mount_image(image, &["--fill", fill]);
+        for file in files_below(&place.mnt()) {
+            std::fs::read(file).unwrap();
+        }
+        let whole = || {
+            let layers = place.stats()["layers"].as_array().unwrap().clone();
+            layers.iter().all(|layer| layer["verified"] == true)
+        };
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !whole() {
+            assert!(Instant::now() < deadline, "{}", place.stats());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let is_kernel = place.stats()["engine"] == "kernel";
+        let lent = || {
+            let layers = files_below(&place.path("cache/v1/layers/sha256"));
+            layers.iter().all(|l| l.join("pages/checked").exists())
+        };
+        // A start is left alone for two seconds, and what its first one touches is learned.
+        std::thread::sleep(Duration::from_millis(1300));
+        while is_kernel && !lent() {
+            assert!(Instant::now() < deadline, "not lent");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        kernel |= is_kernel;
+        drop(mounted);
+    }
+    kernel
+}
+
+/// Spoils the mark of a layer that is whole, which stands behind the bits in `present`.
+fn spoil_mark(present: &Path, damage: Damage) {
+    let mut bytes = std::fs::read(present).unwrap();
+    let mark = bytes.len() - 8;
+    assert_eq!(bytes[mark..], *b"rsmwhole");
+    match damage {
+        Damage::Missing | Damage::Empty => bytes.truncate(mark),
+        Damage::Truncated => bytes.truncate(mark + 4),
+        Damage::Flipped => bytes[mark] ^= 1,
+        // What it stands behind says less than it.
+        Damage::Swapped => bytes[..mark].fill(0),
+        Damage::OtherVersion => bytes[mark..].copy_from_slice(b"rsmwhol2"),
+    }
+    std::fs::write(present, bytes).unwrap();
+}
+
+#[test]
+fn damage_to_what_only_saves_time_does_not_show() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let tars = LAYERS.map(|(seed, len)| tar(seed, len));
+    layout::write(&place.path("image"), &tars, Pack::Gzip);
+    // The same names, and other bytes at other places: whoever takes its files for those of the first
+    // reads what is wrong.
+    let others = LAYERS.map(|(seed, len)| {
+        let name = format!("file-{seed}");
+        let layer = Layer::new().file("before", FILE, &noise(50_000, seed + 20));
+        layer.file(&name, FILE, &noise(len, seed + 10)).tar()
+    });
+    layout::write(&place.path("other"), &others, Pack::Gzip);
+    let registry = support::registry::Registry::serve(place.path("image"));
+    let other = support::registry::Registry::serve(place.path("other"));
+    let image = registry.image();
+    let (cache, whole) = (place.path("cache"), place.path("whole"));
+    let root = cache.join("v1");
+    let mut of_first: Vec<String> = Vec::new();
+    let mut kernel = false;
+    for name in [&image, &other.image()] {
+        kernel |= warm(&place, name);
+        place.ok(&["cache", "pin", name]);
+        let opened = Cache::open(&cache).unwrap();
+        opened
+            .remember_upload(name, "https://registry/upload")
+            .unwrap();
+        let digest = Digest::of(name.as_bytes());
+        opened.remember_upper(&place.path(name), &digest).unwrap();
+        if of_first.is_empty() {
+            of_first = all_files(&root);
+        }
+    }
+    let all = all_files(&root);
+    for path in &all {
+        let known = KINDS.iter().chain(&HELD).any(|kind| is_like(path, kind));
+        assert!(known, "no row for {path}: what does damage to it do?");
+    }
+    copy(&cache, &whole);
+    let mut wrong = Vec::new();
+    for kind in KINDS {
+        let of_kernel = ["/lent", "/checked", ".erofs-*", "notes/*"];
+        let Some(file) = of_first.iter().find(|path| is_like(path, kind)) else {
+            let without = !kernel && of_kernel.iter().any(|end| kind.ends_with(end));
+            assert!(without, "there is no {kind}");
+            continue;
+        };
+        let is_other = |path: &&String| is_like(path, kind) && !of_first.contains(*path);
+        let other = all.iter().find(is_other).unwrap_or(file);
+        for damage in DAMAGES {
+            for offline in [true, false] {
+                std::fs::remove_dir_all(&cache).unwrap();
+                copy(&whole, &cache);
+                damage.to(&root.join(file), &whole.join("v1").join(other));
+                let engines: &[&str] = if offline {
+                    &["fuse", "auto"]
+                } else {
+                    &["auto"]
+                };
+                for engine in engines {
+                    let seen = outcome_by(&place, &image, offline, engine);
+                    if seen != Right {
+                        let when = format!("offline {offline} by {engine}");
+                        wrong.push(format!("{file} {damage:?} {when}: {seen:?}"));
+                    }
+                }
+            }
+        }
+    }
+    for damage in DAMAGES {
+        std::fs::remove_dir_all(&cache).unwrap();
+        copy(&whole, &cache);
+        let is_present = |path: &&String| path.ends_with("/present");
+        let present = of_first.iter().find(is_present).unwrap();
+        spoil_mark(&root.join(present), damage);
+        // Without its bits all of a layer is absent.
+        let offline = damage != Damage::Swapped;
+        let seen = outcome_by(&place, &image, offline, "fuse");
+        if seen != Right {
+            wrong.push(format!("the mark of a whole layer, {damage:?}: {seen:?}"));
         }
     }
     assert!(

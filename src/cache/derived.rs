@@ -2,12 +2,12 @@
 //! makes nothing.
 //!
 //! ```text
-//! content | "rsmtree\0" | length of the content u64 | CRC32C of the content u32 | 0 u32
+//! content | "rsmtree\x01" | length of the content u64 | CRC32C of name and content u32 | 0 u32
 //! ```
 //!
 //! The content comes first so that the kernel can mount the file. Numbers are little endian. A name
 //! has the version of what is in it: nobody reads another version's. It is checked whole each time;
-//! what is damaged is made anew.
+//! what is damaged, or was made for another image, is made anew.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use super::staging::Staging;
 use super::{Cache, CacheError};
 use crate::oci::Digest;
 
-const MAGIC: &[u8; 8] = b"rsmtree\0";
+const MAGIC: &[u8; 8] = b"rsmtree\x01";
 const TRAILER_BYTES: u64 = 24;
 
 /// Read at once when a file is checked.
@@ -71,7 +71,7 @@ impl Cache {
     ) -> Option<Derived> {
         let name = name(key, kind);
         let file = self.root.derived.file(&name, false).ok().flatten()?;
-        match check(&file, visit) {
+        match check(&name, &file, visit) {
             Some(bytes) => Some(Derived { file, bytes }),
             None => {
                 tracing::warn!(name, "a stored tree is damaged, and is made anew");
@@ -94,13 +94,14 @@ impl Cache {
         kind: &str,
         write: &mut dyn FnMut(&mut dyn Write) -> io::Result<()>,
     ) -> Result<Derived, CacheError> {
+        let name = key.map_or_else(|| kind.to_owned(), |key| name(key, kind));
         let (_staging, directory) = Staging::directory(&self.root)?;
         let file = directory.create(kind)?;
         let failed = |e| CacheError::io("write", &directory.path_of(kind), e);
         let mut out = Summed {
             file: &file,
             bytes: 0,
-            sum: 0,
+            sum: crc32c::crc32c(name.as_bytes()),
         };
         write(&mut out).map_err(failed)?;
         let (bytes, sum) = (out.bytes, out.sum);
@@ -110,15 +111,15 @@ impl Cache {
         trailer.extend_from_slice(&[0; 4]);
         file.write_all_at(&trailer, bytes).map_err(failed)?;
         // Not synced: what a power cut leaves does not have its sum.
-        if let Some(key) = key {
-            directory.rename(kind, &self.root.derived, &name(key, kind))?;
+        if key.is_some() {
+            directory.rename(kind, &self.root.derived, &name)?;
         }
         Ok(Derived { file, bytes })
     }
 }
 
 /// The length of the content, if the file is whole.
-fn check(file: &File, visit: &mut dyn FnMut(&[u8])) -> Option<u64> {
+fn check(name: &str, file: &File, visit: &mut dyn FnMut(&[u8])) -> Option<u64> {
     let mut left = file.metadata().ok()?.len().checked_sub(TRAILER_BYTES)?;
     let mut trailer = [0; TRAILER_BYTES as usize];
     file.read_exact_at(&mut trailer, left).ok()?;
@@ -128,7 +129,8 @@ fn check(file: &File, visit: &mut dyn FnMut(&[u8])) -> Option<u64> {
     if magic != MAGIC || u64::from_le_bytes(*bytes) != left {
         return None;
     }
-    let (mut piece, mut at, mut found) = (vec![0; PIECE_BYTES], 0, 0);
+    let (mut piece, mut at) = (vec![0; PIECE_BYTES], 0);
+    let mut found = crc32c::crc32c(name.as_bytes());
     while left > 0 {
         let len = (PIECE_BYTES as u64).min(left) as usize;
         file.read_exact_at(&mut piece[..len], at).ok()?;
