@@ -2,9 +2,11 @@
 //! depend on which, and can be held or unplugged.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
@@ -32,6 +34,10 @@ pub struct Control {
     pub mute: AtomicBool,
     /// Connections are dropped as long as this is set.
     pub unplugged: AtomicBool,
+    /// Nobody listens as long as this is set.
+    stopped: AtomicBool,
+    /// How often it was stopped: who came before that is not answered any more.
+    stops: AtomicU64,
     /// Bytes of blobs sent.
     pub blob_bytes: AtomicU64,
     /// Requests of any kind.
@@ -96,6 +102,7 @@ impl Control {
 /// A running registry; the threads end with the test's process.
 pub struct Registry {
     pub control: Arc<Control>,
+    layout: PathBuf,
     port: u16,
 }
 
@@ -103,16 +110,49 @@ impl Registry {
     /// Serves `layout` under every repository name.
     pub fn serve(layout: PathBuf) -> Registry {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let control = Arc::new(Control::default());
-        let shared = control.clone();
+        let registry = Registry {
+            control: Arc::new(Control::default()),
+            layout,
+            port: listener.local_addr().unwrap().port(),
+        };
+        registry.listen(listener);
+        registry
+    }
+
+    fn listen(&self, listener: TcpListener) {
+        let (layout, control) = (self.layout.clone(), self.control.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (layout, control) = (layout.clone(), shared.clone());
+                if control.stopped.load(SeqCst) {
+                    return;
+                }
+                let (layout, control) = (layout.clone(), control.clone());
                 std::thread::spawn(move || connection(&layout, &control, &stream));
             }
         });
-        Registry { control, port }
+    }
+
+    /// Ends it, with all its connections: nobody listens any more.
+    pub fn stop(&self) {
+        self.control.stopped.store(true, SeqCst);
+        self.control.stops.fetch_add(1, SeqCst);
+        let there = ("127.0.0.1", self.port);
+        // Who listens hears of it by the next connection, until none is taken any more.
+        while TcpStream::connect(there).is_ok() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Starts it again at the same place.
+    pub fn start(&self) {
+        self.control.stopped.store(false, SeqCst);
+        let listener = TcpListener::bind(("127.0.0.1", self.port)).unwrap();
+        self.listen(listener);
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// The image's name.
@@ -133,6 +173,7 @@ fn requests(layout: &std::path::Path, control: &Control, stream: &TcpStream) -> 
     stream.set_nodelay(true).ok()?;
     let mut reader = BufReader::new(stream);
     let mut is_new = true;
+    let stops = control.stops.load(SeqCst);
     loop {
         let mut first = String::new();
         if reader.read_line(&mut first).ok()? == 0 {
@@ -158,7 +199,7 @@ fn requests(layout: &std::path::Path, control: &Control, stream: &TcpStream) -> 
         }
         let mut body = vec![0; length];
         reader.read_exact(&mut body).ok()?;
-        if control.unplugged.load(SeqCst) {
+        if control.unplugged.load(SeqCst) || control.stops.load(SeqCst) != stops {
             return None;
         }
         control.requests.fetch_add(1, SeqCst);
@@ -279,15 +320,17 @@ fn answer(
     let Some(digest) = path.split("/blobs/").nth(1) else {
         return status(stream, "404 Not Found");
     };
-    let Some(bytes) = blob(digest) else {
+    let file = layout.join("blobs").join(digest.replacen(':', "/", 1));
+    let Ok(file) = File::open(file) else {
         return status(stream, "404 Not Found");
     };
+    let all = usize::try_from(file.metadata().ok()?.len()).ok()?;
     control.blob_requests.fetch_add(1, SeqCst);
-    let of = |all: usize| match range {
-        Some((start, end)) => start as u64..end.map_or(all, |e| (e + 1).min(all)) as u64,
-        None => 0..all as u64,
+    let (start, end) = match range {
+        Some((start, end)) => (start, end.map_or(all, |e| (e + 1).min(all))),
+        None => (0, all),
     };
-    let range_asked = of(bytes.len());
+    let range_asked = start as u64..end as u64;
     control.asked.lock().unwrap().push(Asked {
         digest: digest.to_owned(),
         range: range_asked.clone(),
@@ -295,21 +338,19 @@ fn answer(
     while control.holds(&range_asked) {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let all = bytes.len();
-    let (head, part) = match range {
-        Some((start, end)) => {
-            let end = end.map_or(all, |e| (e + 1).min(all));
+    // No more than was asked for: layers are long, and requests many.
+    let mut part = vec![0; end.checked_sub(start)?];
+    file.read_exact_at(&mut part, start as u64).ok()?;
+    let head = match range {
+        Some(_) => {
             let range = format!("Content-Range: bytes {start}-{}/{all}\r\n", end - 1);
-            (
-                format!("HTTP/1.1 206 Partial Content\r\n{range}"),
-                &bytes[start..end],
-            )
+            format!("HTTP/1.1 206 Partial Content\r\n{range}")
         }
-        None => ("HTTP/1.1 200 OK\r\n".to_owned(), &bytes[..]),
+        None => "HTTP/1.1 200 OK\r\n".to_owned(),
     };
     let head = format!("{head}Content-Length: {}\r\n\r\n", part.len());
     stream.write_all(head.as_bytes()).ok()?;
-    stream.write_all(part).ok()?;
+    stream.write_all(&part).ok()?;
     control.blob_bytes.fetch_add(part.len() as u64, SeqCst);
     Some(())
 }
