@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use rsmount::oci::Digest;
 use serde_json::Value;
+use support::docker_registry::DockerRegistry;
 use support::edge;
 use support::layout::{self, DIR, FILE, Layer, Meta, Pack};
 use support::model::{self, Says};
@@ -495,12 +496,9 @@ fn a_look_into_a_large_image_costs_what_is_looked_at() {
 }
 
 /// The same on a machine that has never seen the image, whose index is in a pack beside it: what is
-/// fetched crosses a link that counts. Needs the registry that `contrib/test` starts.
+/// fetched crosses a link that counts. Needs docker-registry and skopeo.
 #[test]
 fn a_look_into_an_unknown_image_costs_its_pack_and_what_is_looked_at() {
-    let Ok(host) = std::env::var("RSMOUNT_TEST_REGISTRY") else {
-        return skip("RSMOUNT_TEST_REGISTRY is not set: use contrib/test");
-    };
     let long = std::env::var_os("RSMOUNT_TEST_LONG").is_some();
     let megabytes = if long { 300 } else { 30 };
     let seed = u64::from(std::process::id()) << 8;
@@ -510,8 +508,12 @@ fn a_look_into_an_unknown_image_costs_its_pack_and_what_is_looked_at() {
         layer = layer.file(&format!("d/{n}"), FILE, &noise(10 << 20, seed + n));
     }
     let place = Place::new();
+    let Some(registry) = DockerRegistry::serve(&place.path("registry"), false) else {
+        return;
+    };
+    let name = registry.image("look/image");
+    let (host, repository) = name.split_once('/').unwrap();
     layout::write(&place.path("image"), &[layer.tar()], Pack::Gzip);
-    let repository = format!("look-{}/image", std::process::id());
     let copied = Command::new("skopeo")
         .args([
             "copy",
@@ -526,7 +528,7 @@ fn a_look_into_an_unknown_image_costs_its_pack_and_what_is_looked_at() {
     place.ok(&["-q", "publish", &format!("{host}/{repository}:1")]);
     std::fs::remove_dir_all(place.path("cache")).unwrap();
 
-    let link = link::Link::new(&host, Duration::ZERO, 1e6);
+    let link = link::Link::new(host, Duration::ZERO, 1e6);
     let image = format!("{}/{repository}:1", link.address());
     place.ok(&["inspect", &image]);
     let inspect = link.crossed();
