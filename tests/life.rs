@@ -3,7 +3,13 @@
 //!
 //! Needs root, the registry that `contrib/test` starts, Debian's package servers, docker-registry, runc,
 //! skopeo, umoci and podman; says so loudly where it is skipped.
-#![allow(clippy::unwrap_used, missing_docs, unreachable_pub, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test"
+)]
 
 #[allow(dead_code, reason = "each test uses its own part")]
 #[path = "support/images.rs"]
@@ -119,6 +125,8 @@ fn an_image_is_changed_committed_pushed_and_pulled_by_everybody() {
     let layers = stats["layers"].as_array().unwrap();
     let whole: u64 = layers.iter().map(|l| l["size"].as_u64().unwrap()).sum();
     let fetched = stats["fetched_bytes"].as_u64().unwrap();
+    let percent = fetched as f64 * 100.0 / whole as f64;
+    println!("a program of the package ran after {fetched} of {whole} bytes, {percent:.1} %");
     assert!(
         fetched > 0 && fetched * 100 < whole * PERCENT_MAX,
         "{fetched} of {whole}"
