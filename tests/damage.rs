@@ -485,6 +485,55 @@ fn damage_to_what_only_saves_time_does_not_show() {
     );
 }
 
+/// What came with a pack lies beside the layers, and is checked as they are. Here it is all there is.
+#[test]
+fn damage_to_what_came_with_a_pack_is_found() {
+    if !can_mount() {
+        return;
+    }
+    let place = Place::new();
+    let tars = LAYERS.map(|(seed, len)| tar(seed, len));
+    layout::write(&place.path("image"), &tars, Pack::Gzip);
+    let registry = support::registry::Registry::serve(place.path("image"));
+    let image = registry.image();
+    assert_eq!(outcome_by(&place, &image, false, "fuse"), Right);
+    place.ok(&["-q", "publish", &image]);
+    let (cache, whole) = (place.path("cache"), place.path("whole"));
+    std::fs::remove_dir_all(&cache).unwrap();
+    assert_eq!(outcome_by(&place, &image, false, "fuse"), Right);
+    assert_eq!(outcome_by(&place, &image, true, "fuse"), Right);
+    copy(&cache, &whole);
+    let all = all_files(&cache.join("v1"));
+    let rows = [
+        ("packs/*/0/data", [Eio; 6]),
+        ("packs/*/0/sums", [Eio; 6]),
+        ("packs/*/0/present", [Eio, Eio, Eio, Eio, Right, Eio]),
+        ("packs/*/0/used", [Right; 6]),
+    ];
+    let mut wrong = Vec::new();
+    for (kind, expected) in rows {
+        let file = all.iter().find(|path| is_like(path, kind));
+        let file = file.unwrap_or_else(|| panic!("no {kind} in {all:?}"));
+        let other = whole.join("v1").join(file.replace("/0/", "/1/"));
+        for (damage, alone) in DAMAGES.into_iter().zip(expected) {
+            for (offline, expected) in [(true, alone), (false, Right)] {
+                std::fs::remove_dir_all(&cache).unwrap();
+                copy(&whole, &cache);
+                damage.to(&cache.join("v1").join(file), &other);
+                let seen = outcome_by(&place, &image, offline, "fuse");
+                if seen != expected {
+                    wrong.push(format!("{kind} {damage:?} offline {offline}: {seen:?}"));
+                }
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "not as the table says:\n{}",
+        wrong.join("\n")
+    );
+}
+
 // ---- Random damage, without mounts -----------------------------------------------------------
 
 /// A blob in memory.
