@@ -32,8 +32,9 @@ const MAGIC: &[u8; 8] = b"rsmlayer";
 /// Up to and with the checksum.
 const SUMMED_FROM: usize = 16;
 const HEADER_BYTES: usize = 32;
-/// Longest body, in bytes: half of what its entries may take in memory.
-const BODY_BYTES_MAX: u64 = INDEX_BYTES_MAX / 2;
+/// Longest body, in bytes: names and attributes that have nothing in common are as long there as in memory,
+/// and a quarter more has room for the spans of the longest layer.
+const BODY_BYTES_MAX: u64 = INDEX_BYTES_MAX + INDEX_BYTES_MAX / 4;
 /// zstd level of the body: of its few hundred kilobytes, more takes longer and saves 1 %.
 const LEVEL: i32 = 6;
 
