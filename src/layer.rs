@@ -25,7 +25,7 @@ pub mod zstd;
 #[cfg(test)]
 mod tests;
 
-pub use blocks::Block;
+pub use blocks::Place;
 pub use decode::SpanDecoder;
 pub use entry::{Entry, EntryKind, Extent, Timestamp, Whiteout, Xattr};
 pub use error::{LayerError, LayerErrorKind};

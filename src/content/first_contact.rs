@@ -217,7 +217,7 @@ fn index(
             None => return Err(Error::Abandoned),
         }
     }
-    let (index, starts, Sink { new, witness }) = ingest.finish_with_blocks()?;
+    let (index, starts, Sink { new, witness }) = ingest.finish_with_places()?;
     if let Some(new) = new {
         if !starts.is_empty() {
             new.put_blocks(&blocks::encode(&starts))?;

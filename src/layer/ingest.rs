@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::layer::blocks::Block;
+use crate::layer::blocks::Place;
 use crate::layer::entry::{Entry, Whiteout};
 use crate::layer::error::{LayerError, LayerErrorKind};
 use crate::layer::index::{Geometry, LayerIndex};
@@ -138,12 +138,12 @@ impl<S: AddressSink + 'static> Ingest<S> {
 
     /// Says that there is no more: checks length and digests and gives the index.
     pub fn finish(self) -> Result<(LayerIndex, S), LayerError> {
-        self.finish_with_blocks()
+        self.finish_with_places()
             .map(|(index, _, sink)| (index, sink))
     }
 
-    /// As [`Ingest::finish`], with the places where deflate blocks begin.
-    pub fn finish_with_blocks(self) -> Result<(LayerIndex, Vec<Block>, S), LayerError> {
+    /// As [`Ingest::finish`], with places in a deflate stream.
+    pub fn finish_with_places(self) -> Result<(LayerIndex, Vec<Place>, S), LayerError> {
         let blob = self.options.blob.clone();
         if self.failed {
             return Err(LayerErrorKind::Ended.of(&blob));
@@ -182,7 +182,7 @@ impl<S: AddressSink + 'static> Ingest<S> {
         Ok(())
     }
 
-    fn complete(mut self) -> Result<(LayerIndex, Vec<Block>, S), LayerErrorKind> {
+    fn complete(mut self) -> Result<(LayerIndex, Vec<Place>, S), LayerErrorKind> {
         let options = &self.options;
         if self.received != options.size {
             let (expected, actual) = (options.size, self.received);
@@ -199,7 +199,7 @@ impl<S: AddressSink + 'static> Ingest<S> {
         let Outlet {
             address,
             heads,
-            blocks,
+            places,
             down,
             ..
         } = self.outlet;
@@ -222,7 +222,7 @@ impl<S: AddressSink + 'static> Ingest<S> {
             entries: read.entries,
             spans: spans(heads, read.sums, self.received, address),
         };
-        Ok((index, blocks, read.sink))
+        Ok((index, places, read.sink))
     }
 }
 

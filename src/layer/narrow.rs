@@ -1,8 +1,8 @@
 //! An index cut anew for what is hot: narrow where a profile says that bytes will be wanted, wide
 //! elsewhere. Needs no blob, only the list of blocks and the layer's own bytes.
 //!
-//! A hot run gets a place to begin at the last block before it and an end at the first block behind
-//! it. Windows made here hold all of their 32 KiB, because which bytes are referred to is not known
+//! A hot run gets a place to begin at the last block before it and an end at the first place behind
+//! it, which is in the midst of a block unless another run needs the rest of that. Windows made here hold all of their 32 KiB, because which bytes are referred to is not known
 //! without the blob; elsewhere every other place to begin goes, so that the whole stays within the
 //! budget of an index. Pure: whoever calls gives the bytes.
 //!
@@ -21,7 +21,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::blob::ByteRange;
 use crate::blob::range::coalesce;
-use crate::layer::blocks::Block;
+use crate::layer::blocks::Place;
 use crate::layer::index::{LayerIndex, Span, SpanStart};
 use crate::layer::inflate::WINDOW_BYTES;
 use crate::layer::window::pack_whole;
@@ -57,7 +57,7 @@ struct Cut {
 /// nothing could be gained (zstd frames cannot be entered).
 pub fn narrow(
     base: &LayerIndex,
-    blocks: &[Block],
+    places: &[Place],
     hot: &[ByteRange],
     read: &mut Read<'_>,
 ) -> Option<LayerIndex> {
@@ -65,10 +65,11 @@ pub fn narrow(
     hot.sort_unstable();
     let runs = coalesce(hot, GAP_BYTES);
     let mut cuts = Cuts::of(base);
-    for run in runs {
+    for (n, &run) in runs.iter().enumerate() {
+        let next = runs.get(n + 1).map(|next| next.start());
         match base.compression {
             Compression::None => cuts.pages(run, base.address_size),
-            Compression::Gzip => cuts.blocks(run, blocks, read)?,
+            Compression::Gzip => cuts.blocks(run, next, places, read)?,
             Compression::Zstd => return None,
         }
     }
@@ -114,23 +115,35 @@ impl Cuts {
         }
     }
 
-    fn blocks(&mut self, run: ByteRange, blocks: &[Block], read: &mut Read<'_>) -> Option<()> {
-        let before = blocks[..blocks.partition_point(|b| b.address <= run.start())].last();
+    fn blocks(
+        &mut self,
+        run: ByteRange,
+        next_run: Option<u64>,
+        places: &[Place],
+        read: &mut Read<'_>,
+    ) -> Option<()> {
+        let (before, behind) =
+            places.split_at(places.partition_point(|p| p.address <= run.start()));
+        let before = before.iter().rfind(|place| place.block.is_some());
         let entry = self.entry_before(run.start());
         let near = run.start().saturating_sub(NEAR_BYTES);
-        match before.filter(|block| block.address > entry && entry < near) {
+        match before.filter(|place| place.address > entry && entry < near) {
             None => {
                 self.kept.insert(entry);
             }
-            Some(block) => self.enter(block, read)?,
+            Some(place) => self.enter(place, read)?,
         }
-        let Some(behind) = blocks.get(blocks.partition_point(|b| b.address < run.end())) else {
+        let behind = &behind[behind.partition_point(|p| p.address < run.end())..];
+        let block = behind.iter().find(|place| place.block.is_some());
+        // Who wants more of this block has to have all before that anyhow.
+        let is_shared = next_run.is_some_and(|next| block.is_none_or(|block| next < block.address));
+        let Some(end) = (if is_shared { block } else { behind.first() }) else {
             // It lasts to the end of the layer.
             return Some(());
         };
         let next = self.at.range(run.end()..).next().map(|(at, _)| *at);
-        if next.is_none_or(|next| behind.address + BLUR_BYTES < next) {
-            self.insert(behind.address, behind.consumed, SpanStart::Continue);
+        if next.is_none_or(|next| end.address + BLUR_BYTES < next) {
+            self.insert(end.address, end.consumed, SpanStart::Continue);
         }
         Some(())
     }
@@ -142,11 +155,11 @@ impl Cuts {
         entry.map_or(0, |(at, _)| *at)
     }
 
-    fn enter(&mut self, block: &Block, read: &mut Read<'_>) -> Option<()> {
+    fn enter(&mut self, block: &Place, read: &mut Read<'_>) -> Option<()> {
+        let bits = block.block?;
         let from = block.address.saturating_sub(WINDOW_BYTES as u64);
         let window = pack_whole(&read(ByteRange::new(from, block.address))?)?;
-        let compressed = block.consumed - u64::from(block.bits > 0);
-        let bits = block.bits;
+        let compressed = block.consumed - u64::from(bits > 0);
         self.insert(
             block.address,
             compressed,

@@ -2,7 +2,7 @@
 //! begin, handed on when full.
 
 use crate::blob::ByteRange;
-use crate::layer::blocks::{Block, DISTANCE_MIN};
+use crate::layer::blocks::{DISTANCE_MIN, MIDST_BYTES, Place};
 use crate::layer::error::LayerErrorKind;
 use crate::layer::index::{Span, SpanStart};
 
@@ -62,8 +62,10 @@ pub(crate) struct Outlet<D> {
     /// Where the newest span begins that decoding can begin with.
     entry: u64,
     pub(crate) heads: Vec<Head>,
-    /// Where deflate blocks begin.
-    pub(crate) blocks: Vec<Block>,
+    /// Places in a deflate stream.
+    pub(crate) places: Vec<Place>,
+    /// Where the newest block begins that was noted.
+    block: u64,
     pub(crate) down: D,
 }
 
@@ -80,7 +82,8 @@ impl<D: Downstream> Outlet<D> {
             address_max,
             entry: 0,
             heads: vec![first],
-            blocks: Vec::new(),
+            places: Vec::new(),
+            block: 0,
             down,
         }
     }
@@ -124,17 +127,36 @@ impl<D: Downstream> Outlet<D> {
     /// not 0.
     pub(crate) fn block(&mut self, consumed: u64, bits: u8) {
         if self.block_len() >= DISTANCE_MIN {
-            self.blocks.push(Block {
+            self.places
+                .pop_if(|place| place.address == self.address && place.block.is_none());
+            self.block = self.address;
+            self.places.push(Place {
                 address: self.address,
                 consumed,
-                bits,
+                block: Some(bits),
+            });
+        }
+    }
+
+    /// The decoder has stopped in the midst of a block, after `consumed` bytes.
+    pub(crate) fn midst(&mut self, consumed: u64) {
+        if self.place_len() >= MIDST_BYTES {
+            self.places.push(Place {
+                address: self.address,
+                consumed,
+                block: None,
             });
         }
     }
 
     /// Bytes since the newest block that was noted.
     pub(crate) fn block_len(&self) -> u64 {
-        self.address - self.blocks.last().map_or(0, |block| block.address)
+        self.address - self.block
+    }
+
+    /// Bytes since the newest place that was noted.
+    pub(crate) fn place_len(&self) -> u64 {
+        self.address - self.places.last().map_or(0, |place| place.address)
     }
 
     /// Begins a span here. One that begins here already, as a continuation, is made such a one.

@@ -499,7 +499,7 @@ fn an_index_cut_anew_decodes_the_same_and_is_narrow_where_it_is_hot() {
         let wide = IngestOptions::new(Digest::of(&blob), blob.len() as u64);
         let mut pass = Ingest::new(wide, Kept::default()).unwrap();
         blob.chunks(10_000).for_each(|c| pass.push(c).unwrap());
-        let (base, starts, kept) = pass.finish_with_blocks().unwrap();
+        let (base, starts, kept) = pass.finish_with_places().unwrap();
         let starts = blocks::decode(&blocks::encode(&starts)).unwrap();
         assert_eq!(starts.is_empty(), base.compression == Compression::None);
         let mut read = |r: ByteRange| Some(kept.0[r.start() as usize..r.end() as usize].to_vec());
@@ -528,4 +528,43 @@ fn an_index_cut_anew_decodes_the_same_and_is_narrow_where_it_is_hot() {
         let index = narrow::narrow(&base, &starts, &hot, &mut read).unwrap();
         check_each(&index, &tar, &blob);
     }
+}
+
+#[test]
+fn a_hot_run_ends_in_the_midst_of_a_block_unless_another_needs_the_rest() {
+    // What compresses well: blocks have so many symbols, and these stand for many bytes.
+    let mut random = fastrand::Rng::with_seed(3);
+    let line = |_| {
+        format!(
+            "a line with {} in it, much the same as others\n",
+            random.u8(..)
+        )
+    };
+    let text: Vec<u8> = (0..60_000).map(line).collect::<String>().into_bytes();
+    let mut header = ::tar::Header::new_gnu();
+    header.set_size(text.len() as u64);
+    let mut builder = ::tar::Builder::new(Vec::new());
+    builder.append_data(&mut header, "text", &text[..]).unwrap();
+    let tar = builder.into_inner().unwrap();
+    let blob = gzip(&tar);
+    let wide = IngestOptions::new(Digest::of(&blob), blob.len() as u64);
+    let mut pass = Ingest::new(wide, Kept::default()).unwrap();
+    blob.chunks(10_000).for_each(|c| pass.push(c).unwrap());
+    let (base, places, kept) = pass.finish_with_places().unwrap();
+    let mut read = |r: ByteRange| Some(kept.0[r.start() as usize..r.end() as usize].to_vec());
+    // A place to end and, in the same block, one that ends farther behind than runs are joined.
+    let long = |pair: &&[Place]| {
+        pair[0].block.is_some() && pair[1..].iter().all(|place| place.block.is_none())
+    };
+    let block = places.windows(4).find(long).unwrap();
+    let mut ends = |hot: &[ByteRange]| {
+        let index = narrow::narrow(&base, &places, hot, &mut read).unwrap();
+        check_each(&index, &tar, &blob);
+        let mut ends = index.spans.iter().map(|span| span.address.end());
+        ends.any(|end| end == block[1].address)
+    };
+    let first = ByteRange::new(block[0].address + 10, block[1].address - 10);
+    let second = ByteRange::new(block[3].address - 600, block[3].address - 10);
+    assert!(ends(&[first]));
+    assert!(!ends(&[first, second]));
 }

@@ -1,7 +1,7 @@
 //! The decompressing half of first contact: compressed bytes in, address bytes and the places
 //! where spans can begin out.
 
-use crate::layer::blocks::DISTANCE_MIN;
+use crate::layer::blocks::{DISTANCE_MIN, MIDST_BYTES};
 use crate::layer::error::LayerErrorKind;
 use crate::layer::gzip::{At, GzipError, GzipStream};
 use crate::layer::index::{Geometry, SpanStart};
@@ -138,8 +138,8 @@ pub(crate) struct Gzip {
     packer: Packer,
     entry_bytes: u64,
     span_bytes: u64,
-    /// Whether blocks are noted: not when nothing is cut at all.
-    blocks: bool,
+    /// Whether places are noted: not when nothing is cut at all.
+    places: bool,
     consumed: u64,
     last_byte: u8,
     /// The window of the newest checkpoint, until it can be reduced.
@@ -154,7 +154,7 @@ impl Gzip {
             packer,
             entry_bytes,
             span_bytes,
-            blocks: entry_bytes < u64::MAX,
+            places: entry_bytes < u64::MAX,
             consumed: 0,
             last_byte: 0,
             probe: None,
@@ -172,13 +172,19 @@ impl Gzip {
             }
             let due = out.entry_len() >= self.entry_bytes;
             // Boundaries are looked for only when one is due: stopping at each costs time.
-            let look = due || self.blocks && out.block_len() >= DISTANCE_MIN;
+            let look = due || self.places && out.block_len() >= DISTANCE_MIN;
             let until_due = match self.entry_bytes.saturating_sub(out.entry_len()) {
                 0 => u64::MAX,
                 len => len,
             };
             let until_cut = self.span_bytes - out.span_len();
-            let room = out.room(until_cut.min(until_due).min(self.probe_wants()))?;
+            let until_place = match MIDST_BYTES.saturating_sub(out.place_len()) {
+                0 => u64::MAX,
+                len if self.places => len,
+                _ => u64::MAX,
+            };
+            let most = until_cut.min(until_due).min(until_place);
+            let room = out.room(most.min(self.probe_wants()))?;
             let len = room.len();
             let step = self.stream.step(input, room, look)?;
             out.wrote(step.written)?;
@@ -193,6 +199,7 @@ impl Gzip {
                     }
                 }
                 At::Member => out.cut_origin(self.consumed, self.entry_bytes / ORIGIN_SHARE),
+                At::Midst if self.places => out.midst(self.consumed),
                 At::DataEnd | At::Midst => {}
             }
             if input.is_empty() && step.written < len {

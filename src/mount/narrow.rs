@@ -11,7 +11,7 @@ use crate::layer::{LayerIndex, blocks, codec, narrow};
 use crate::oci::{Compression, ImageManifest};
 
 /// Changes when indexes are cut differently.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Cuts the index of each layer of `manifest` anew for `profile`, as far as that can be done.
 pub(crate) fn narrow_all(cache: &Cache, manifest: &ImageManifest, profile: &Profile) {
@@ -52,13 +52,13 @@ fn one(stored: &StoredLayer, mut hot: Vec<ByteRange>) -> bool {
     let Ok(base) = codec::decode(&bytes) else {
         return false;
     };
-    let starts = match base.compression {
+    let places = match base.compression {
         Compression::Gzip => stored.blocks().and_then(|bytes| blocks::decode(&bytes)),
         _ => Some(Vec::new()),
     };
     let mut scratch = Vec::new();
     let mut read = |range| read(&pages, range, &mut scratch);
-    let index = starts.and_then(|starts| narrow::narrow(&base, &starts, &hot, &mut read));
+    let index = places.and_then(|places| narrow::narrow(&base, &places, &hot, &mut read));
     let Some(index) = index else {
         return false;
     };
