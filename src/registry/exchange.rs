@@ -75,15 +75,12 @@ impl Exchange {
         let is_itself = shown_host(&base) == shown_host(&own);
         let auth = match (is_itself, &settings.credentials) {
             (true, source) => Auth::new(reference, source.clone(), base.clone()),
-            (false, source) => {
-                let named = format!("{}/{}", shown_host(&base), reference.repository());
-                match (named.parse::<Reference>(), source) {
-                    (Ok(named), Source::Files(_) | Source::Own { .. }) => {
-                        Auth::new(&named, source.clone(), base.clone())
-                    }
-                    _ => Auth::new(reference, Source::Anonymous, base.clone()),
+            (false, source) => match (named_by(&base, reference.repository()), source) {
+                (Some(named), Source::Files(_) | Source::Own { .. }) => {
+                    Auth::new(&named, source.clone(), base.clone())
                 }
-            }
+                _ => Auth::new(reference, Source::Anonymous, base.clone()),
+            },
         };
         Ok(Exchange {
             auth,
@@ -225,10 +222,44 @@ impl Exchange {
     }
 }
 
+/// The repository under the name of the host of `base`. `None` for a host that cannot stand in a name,
+/// as one without a dot and without a port: that would be taken for a part of a repository of Docker
+/// Hub, and get what is stored for that.
+fn named_by(base: &Url, repository: &str) -> Option<Reference> {
+    let host = shown_host(base);
+    let named: Reference = format!("{host}/{repository}").parse().ok()?;
+    (named.registry() == host).then_some(named)
+}
+
 fn is_listed(hosts: &[String], url: &Url) -> bool {
     let name = url.host_str().unwrap_or_default();
     let with_port = format!("{name}:{}", url.port_or_known_default().unwrap_or_default());
     hosts
         .iter()
         .any(|h| h.eq_ignore_ascii_case(name) || h.eq_ignore_ascii_case(&with_port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_is_only_ever_named_as_itself() {
+        let registry = |base: &str| {
+            let named = named_by(&Url::parse(base).unwrap(), "library/x")?;
+            assert_eq!(named.repository(), "library/x");
+            Some(named.registry().to_owned())
+        };
+        for (base, host) in [
+            ("https://mirror.example/v2/", "mirror.example"),
+            ("http://mirror:5000/v2/", "mirror:5000"),
+            ("https://localhost/v2/", "localhost"),
+            ("http://[::1]:5000/v2/", "[::1]:5000"),
+        ] {
+            assert_eq!(registry(base).as_deref(), Some(host), "{base}");
+        }
+        for base in ["https://mirror/v2/", "https://index.docker.io/v2/"] {
+            assert_eq!(registry(base), None, "{base}");
+        }
+    }
 }
