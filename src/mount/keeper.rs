@@ -343,20 +343,29 @@ impl Keeper {
         }
     }
 
-    fn start_next(&mut self, death: Death) -> Option<ExitCode> {
-        let Some(wait) = self.deaths.after(death, Instant::now()) else {
-            tracing::error!("workers fail one after the other: the mount ends, reads of it fail");
-            return Some(ExitCode::FAILURE);
-        };
-        std::thread::sleep(wait);
-        match self.start(Stdio::null()) {
-            Ok(next) => {
-                self.next = Some(next);
-                None
-            }
-            Err(error) => {
-                tracing::error!(%error, "no worker can be started: the mount ends");
-                Some(ExitCode::FAILURE)
+    fn start_next(&mut self, mut death: Death) -> Option<ExitCode> {
+        loop {
+            let Some(wait) = self.deaths.after(death, Instant::now()) else {
+                tracing::error!(
+                    "workers end one after the other: the mount ends, reads of it fail"
+                );
+                return Some(ExitCode::FAILURE);
+            };
+            std::thread::sleep(wait);
+            match self.start(Stdio::null()) {
+                Ok(next) => {
+                    self.next = Some(next);
+                    return None;
+                }
+                // As if it had been killed for that.
+                Err(error) if is_want(&error) => {
+                    tracing::warn!(%error, "no worker can be started for now");
+                    death = Death::Killed(Duration::ZERO);
+                }
+                Err(error) => {
+                    tracing::error!(%error, "no worker can be started: the mount ends");
+                    return Some(ExitCode::FAILURE);
+                }
             }
         }
     }
@@ -393,6 +402,7 @@ impl Keeper {
         if let Some(mut worker) = self.worker.take() {
             let _dead_already = worker.child.kill();
             let _status = worker.child.wait();
+            self.deaths.last_one_lived();
         }
         let mut next = self.next.take()?;
         for device in self.held.iter().flat_map(|held| held.descriptors.first()) {
@@ -425,9 +435,17 @@ impl Keeper {
 fn death(status: io::Result<ExitStatus>, served: Duration) -> Death {
     let signal = status.ok().and_then(|status| status.signal());
     match signal == Some(rustix::process::Signal::KILL.as_raw()) {
-        true => Death::Killed,
+        true => Death::Killed(served),
         false => Death::Failed(served),
     }
+}
+
+/// Whether the machine lacks memory or processes, which may pass.
+fn is_want(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::OutOfMemory | io::ErrorKind::WouldBlock
+    )
 }
 
 /// The command has heard all that it will hear.
