@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::mount::mountpoint;
 use crate::mount::parcel::Task;
 use crate::oci::Reference;
+use crate::registry::credentials;
 
 /// How long a lookup may take: a helper may ask a cloud for a token.
 const LOOKUP_MAX: Duration = Duration::from_secs(60);
@@ -54,6 +55,7 @@ impl Errands {
                     reference = %reference.escape_debug(),
                     "a worker asks for credentials that its mount does not need; it gets none"
                 );
+                refuse(&answer);
             }
             (Task::Credentials(reference), _) => {
                 if self.lookups.len() < LOOKUPS_MAX
@@ -98,6 +100,16 @@ impl Errands {
         });
         (!self.lookups.is_empty()).then_some(GLANCE)
     }
+}
+
+/// Says so. To a pipe of the worker's, which must not be waited for.
+fn refuse(answer: &OwnedFd) {
+    let why = "this registry is not one that the mount was made with; \
+               unmount and mount again to use it";
+    let _not_heard = rustix::fs::fcntl_setfl(answer, rustix::fs::OFlags::NONBLOCK).and_then(|()| {
+        let json = credentials::refused(why);
+        rustix::io::write(answer, &json).map(|_written| ())
+    });
 }
 
 /// Whether `reference` is of a registry that the mount's image comes from. The worker reads what
@@ -148,7 +160,8 @@ mod tests {
             assert!(errands.lookups.is_empty());
             let mut answer = Vec::new();
             said.read_to_end(&mut answer).unwrap();
-            assert!(answer.is_empty());
+            let answer = String::from_utf8(answer).unwrap();
+            assert!(answer.contains("mount again"), "{answer}");
         }
     }
 }

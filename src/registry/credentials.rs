@@ -21,7 +21,7 @@ mod logins;
 mod outside;
 
 pub use logins::{Logins, Place};
-pub use outside::{Ask, ask_outside, look_up};
+pub use outside::{Ask, ask_outside, look_up, refused};
 
 /// What proves who we are.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -47,6 +47,11 @@ pub async fn look_up(reference: &Reference) -> Vec<u8> {
     serde_json::to_vec(&answer).unwrap_or_default()
 }
 
+/// The answer of who does not look, for [`ask_outside`].
+pub fn refused(why: &str) -> Vec<u8> {
+    serde_json::to_vec(&Answer::Failed(why.to_owned())).unwrap_or_default()
+}
+
 /// What somebody else found; `None` when this process may look itself.
 pub(super) async fn found(
     reference: &Reference,
@@ -97,8 +102,7 @@ mod tests {
             read(&token),
             Ok(Some(Credentials::IdentityToken(Secret::new("t"))))
         );
-        let failed = serde_json::to_vec(&Answer::Failed("gone".into())).unwrap();
-        assert_eq!(read(&failed), Err("gone".to_owned()));
+        assert_eq!(read(&refused("gone")), Err("gone".to_owned()));
         assert_eq!(read(b"{\"password\":1}"), Err("no answer".to_owned()));
     }
 }
