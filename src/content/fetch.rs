@@ -145,7 +145,7 @@ impl Content {
                 false => Err(Error::Abandoned),
             }) else {
                 self.look_whole(layer);
-                self.tally.asked(None);
+                self.tally.asked();
                 continue;
             };
             if left.spans.start > before {
@@ -156,13 +156,14 @@ impl Content {
                 continue;
             }
             let Some(wait) = patience.after(&error) else {
+                // Before the waiters hear: then nobody waits any more.
+                self.tally.asked();
                 return left.fail(error);
             };
             tracing::warn!(%error, "trying again");
-            self.tally.asked(Some(error.to_string()));
-            self.tally.outages.fetch_add(1, Relaxed);
+            self.tally.outage_begins(error.to_string());
             tokio::time::sleep(wait).await;
-            self.tally.outages.fetch_sub(1, Relaxed);
+            self.tally.outage_ends();
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Counts of what fetching did.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::oci::Digest;
@@ -65,30 +65,53 @@ pub(super) struct Tally {
     pub(super) fetched_bytes: AtomicU64,
     pub(super) requests: AtomicU64,
     pub(super) verify_failures: AtomicU64,
-    /// Runs that wait for a source that cannot be reached.
-    pub(super) outages: AtomicU64,
-    /// What was the matter with the source when it was last asked.
-    trouble: Mutex<Option<String>>,
+    outages: Mutex<Outages>,
     stalled: AtomicU64,
     stalled_ms: AtomicU64,
     longest_ms: AtomicU64,
 }
 
+/// The runs that wait for a source that cannot be reached.
+#[derive(Debug, Default)]
+struct Outages {
+    runs: u64,
+    /// What was the matter when one last asked; theirs, so that it stays as long as one of them waits.
+    trouble: Option<String>,
+}
+
 impl Tally {
+    fn outages(&self) -> MutexGuard<'_, Outages> {
+        self.outages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether a reader has waited and was served.
     pub(super) fn has_stalled(&self) -> bool {
         self.stalled.load(Relaxed) > 0
     }
 
-    /// What came of asking the source.
-    pub(super) fn asked(&self, trouble: Option<String>) {
-        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    /// A run waits because of `trouble`.
+    pub(super) fn outage_begins(&self, trouble: String) {
+        let mut outages = self.outages();
+        outages.runs += 1;
+        outages.trouble = Some(trouble);
+    }
+
+    /// It asks again. What was the matter is not forgotten before the source has answered.
+    pub(super) fn outage_ends(&self) {
+        self.outages().runs -= 1;
+    }
+
+    /// A run got what it asked for, or has given up.
+    pub(super) fn asked(&self) {
+        let mut outages = self.outages();
+        if outages.runs == 0 {
+            outages.trouble = None;
+        }
     }
 
     /// What was the matter with the source when it was last asked.
     pub(super) fn trouble(&self) -> Option<String> {
-        let trouble = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
-        trouble.clone()
+        self.outages().trouble.clone()
     }
 
     pub(super) fn stalled(&self, waited: Duration) {
@@ -112,8 +135,32 @@ impl Tally {
             waiting_reads,
             waiting_longest_ms: u64::try_from(longest.as_millis()).unwrap_or(u64::MAX),
             verify_failures: self.verify_failures.load(Relaxed),
-            outage: self.outages.load(Relaxed) > 0,
+            outage: self.outages().runs > 0,
             layers,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_trouble_of_who_still_waits_is_not_forgotten() {
+        let tally = Tally::default();
+        let gone = || Some("gone".to_owned());
+        tally.outage_begins("slow".to_owned());
+        tally.outage_begins("gone".to_owned());
+        assert_eq!(tally.trouble(), gone());
+        // Another run is served meanwhile, and one of the two is.
+        tally.asked();
+        tally.outage_ends();
+        tally.asked();
+        assert_eq!(tally.trouble(), gone());
+        // The other one asks again, and there is no answer yet.
+        tally.outage_ends();
+        assert_eq!(tally.trouble(), gone());
+        tally.asked();
+        assert_eq!(tally.trouble(), None);
     }
 }
