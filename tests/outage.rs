@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Place, can_mount, long};
+use support::place::{Place, can_mount, long, skip};
 use support::registry::Registry;
 
 const MIB: usize = 1 << 20;
@@ -213,8 +213,10 @@ fn readers_live_through_restarts_and_new_passwords() {
     }
     let (place, registry, mut command) = with_password();
     let rotate = |to: &str| {
-        // First who says it, then who asks for it: what is fetched anew is never what was.
-        std::fs::write(place.path("secret"), to).unwrap();
+        // First who says it, then who asks for it: what is fetched anew is never what was, and never
+        // a half of it.
+        std::fs::write(place.path("secret.new"), to).unwrap();
+        std::fs::rename(place.path("secret.new"), place.path("secret")).unwrap();
         registry.control.require("user", to);
     };
     rotate("one");
@@ -230,6 +232,13 @@ fn readers_live_through_restarts_and_new_passwords() {
     let rounds = if long() { 30 } else { 4 };
     for round in 0..rounds {
         std::thread::sleep(Duration::from_millis(random.u64(50..400)));
+        // A request is sent with two passwords at most: the next one is for who knows this one.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !registry.control.has_served_the_required() {
+            let stats = place.stats();
+            assert!(Instant::now() < deadline, "round {round}: {stats}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         if round % 2 == 0 {
             registry.stop();
             std::thread::sleep(Duration::from_millis(random.u64(0..1500)));
@@ -452,6 +461,9 @@ fn mount_many(place: &Place, registry: &Registry, mounts: usize, budget: &str) -
     let listed = place.ok(&["ps", "--json"]);
     let kernels = listed.matches("\"kernel\"").count();
     println!("{mounts} mounts, {kernels} of them by the kernel engine");
+    if kernels == 0 {
+        skip("no mount is by the kernel engine: only the other half is tested");
+    }
     directories
 }
 

@@ -10,7 +10,8 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -19,6 +20,14 @@ use serde_json::Value;
 pub struct Asked {
     pub digest: String,
     pub range: Range<u64>,
+}
+
+#[derive(Debug)]
+struct Required {
+    /// `Authorization`.
+    proof: String,
+    /// Requests that had it.
+    served: u64,
 }
 
 /// What a test may turn and read.
@@ -51,8 +60,8 @@ pub struct Control {
     /// Connections now, and the most at the same time.
     connections: AtomicU64,
     pub most_connections: AtomicU64,
-    /// When set, the `Authorization` that every request must have.
-    required: Mutex<Option<String>>,
+    /// When set, what every request must have.
+    required: Mutex<Option<Required>>,
     /// The longest chain of answers, each of which was asked for after the one before had come.
     longest: AtomicU64,
 }
@@ -63,7 +72,29 @@ impl Control {
         use base64::Engine as _;
         let both = format!("{user}:{password}");
         let encoded = base64::engine::general_purpose::STANDARD.encode(both);
-        *self.required.lock().unwrap() = Some(format!("Basic {encoded}"));
+        *self.required.lock().unwrap() = Some(Required {
+            proof: format!("Basic {encoded}"),
+            served: 0,
+        });
+    }
+
+    /// Whether somebody came with what is required now.
+    pub fn has_served_the_required(&self) -> bool {
+        let required = self.required.lock().unwrap();
+        required
+            .as_ref()
+            .is_some_and(|required| required.served > 0)
+    }
+
+    /// Whether a request with that `Authorization` is served.
+    fn admits(&self, proof: Option<&str>) -> bool {
+        let mut required = self.required.lock().unwrap();
+        let Some(required) = &mut *required else {
+            return true;
+        };
+        let admits = proof == Some(&*required.proof);
+        required.served += u64::from(admits);
+        admits
     }
 
     /// Requests for blobs so far, in the order in which they came.
@@ -104,7 +135,12 @@ pub struct Registry {
     pub control: Arc<Control>,
     layout: PathBuf,
     port: u16,
+    /// Takes connections.
+    accepting: Mutex<Option<JoinHandle<()>>>,
 }
+
+/// How long one may have to wait for the port: it may have been given to somebody else's connection.
+const BIND_MAX: Duration = Duration::from_secs(30);
 
 impl Registry {
     /// Serves `layout` under every repository name.
@@ -114,6 +150,7 @@ impl Registry {
             control: Arc::new(Control::default()),
             layout,
             port: listener.local_addr().unwrap().port(),
+            accepting: Mutex::default(),
         };
         registry.listen(listener);
         registry
@@ -121,7 +158,7 @@ impl Registry {
 
     fn listen(&self, listener: TcpListener) {
         let (layout, control) = (self.layout.clone(), self.control.clone());
-        std::thread::spawn(move || {
+        let accepting = std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 if control.stopped.load(SeqCst) {
                     return;
@@ -130,6 +167,7 @@ impl Registry {
                 std::thread::spawn(move || connection(&layout, &control, &stream));
             }
         });
+        *self.accepting.lock().unwrap() = Some(accepting);
     }
 
     /// Ends it, with all its connections: nobody listens any more.
@@ -137,8 +175,10 @@ impl Registry {
         self.control.stopped.store(true, SeqCst);
         self.control.stops.fetch_add(1, SeqCst);
         let there = ("127.0.0.1", self.port);
-        // Who listens hears of it by the next connection, until none is taken any more.
-        while TcpStream::connect(there).is_ok() {
+        let accepting = self.accepting.lock().unwrap().take().unwrap();
+        // Who listens hears of it by the next connection.
+        while !accepting.is_finished() {
+            let _refused = TcpStream::connect(there);
             std::thread::sleep(Duration::from_millis(1));
         }
     }
@@ -146,7 +186,14 @@ impl Registry {
     /// Starts it again at the same place.
     pub fn start(&self) {
         self.control.stopped.store(false, SeqCst);
-        let listener = TcpListener::bind(("127.0.0.1", self.port)).unwrap();
+        let deadline = Instant::now() + BIND_MAX;
+        let listener = loop {
+            match TcpListener::bind(("127.0.0.1", self.port)) {
+                Ok(listener) => break listener,
+                Err(e) => assert!(Instant::now() < deadline, "{e}"),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        };
         self.listen(listener);
     }
 
@@ -203,8 +250,7 @@ fn requests(layout: &std::path::Path, control: &Control, stream: &TcpStream) -> 
             return None;
         }
         control.requests.fetch_add(1, SeqCst);
-        let required = control.required.lock().unwrap().clone();
-        if required.is_some() && required != proof {
+        if !control.admits(proof.as_deref()) {
             let mut stream = stream;
             let refused = "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: Basic realm=\"x\"\r\n\
                            Content-Length: 0\r\n\r\n";
