@@ -33,7 +33,7 @@ use rsmount::monitor::Silent;
 use rsmount::oci::{Descriptor, Digest};
 use rsmount::registry::{Registry, Settings, Source, Timeouts};
 use support::layout::{self, FILE, Layer, Pack};
-use support::place::{Place, can_mount, long};
+use support::place::{Mounted, Place, can_mount, long};
 
 /// Bytes that hardly compress, different for each `seed`.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -220,7 +220,7 @@ fn outcome_by(place: &Place, image: &str, offline: bool, engine: &str) -> Outcom
             }
         }
     }
-    place.ok(&["umount", mnt.to_str().unwrap()]);
+    drop(Mounted::adopt(place));
     outcome
 }
 

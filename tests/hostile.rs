@@ -29,14 +29,14 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use support::docker_registry::DockerRegistry;
 use support::layout::{self, Pack};
-use support::place::{Place, can_mount, long};
+use support::place::{Mounted, Place, can_mount, long};
 use support::raw_tar::Member;
 use support::registry::Registry;
 
 const MIB: u64 = 1 << 20;
 
-/// Address space of everything that is started for a mount, in bytes: what an image's indexes may take
-/// twice over, and room for stacks, buffers of the FUSE library, and libraries.
+/// Address space of everything that is started for a mount, in bytes: what an image's indexes may take,
+/// and room for stacks, buffers of the FUSE library, and libraries.
 const ADDRESS_BYTES_MAX: u64 = 2 * INDEX_BYTES_MAX + 1024 * MIB;
 
 /// Most memory of a worker for each name of its image, in bytes, besides what every worker has.
@@ -239,8 +239,7 @@ impl Pushed {
             let shown = self.place.ok(&["ps", "--json"]);
             let shown: Value = serde_json::from_str(&shown).unwrap();
             look(&self.place.mnt(), shown[0]["pid"].as_u64().unwrap());
-            let path = self.place.mnt();
-            self.place.ok(&["umount", path.to_str().unwrap()]);
+            drop(Mounted::adopt(&self.place));
         }
     }
 

@@ -91,12 +91,16 @@ impl Watch {
 /// Kills the worker of `place` at random moments, and has it replaced now and then; prints how long the
 /// watch stood still each time.
 fn kill_and_replace(place: &Place, watch: &Watch, what: &str) {
-    let (kills, upgrades) = if long() { (200, 20) } else { (8, 2) };
+    // More than a worker may fail by itself, and as quickly.
+    let (kills, upgrades, nap) = match long() {
+        true => (200, 20, 400),
+        false => (14, 2, 150),
+    };
     let mut random = fastrand::Rng::new();
     println!("{what}: seed {}", random.get_seed());
     let (mut killed, mut replaced) = (Vec::new(), Vec::new());
     for round in 0..kills + upgrades {
-        std::thread::sleep(Duration::from_millis(random.u64(0..400)));
+        std::thread::sleep(Duration::from_millis(random.u64(0..nap)));
         let before = worker(place);
         watch.longest.store(0, SeqCst);
         let upgrade = round % (kills / upgrades + 1) == 0;
@@ -143,6 +147,8 @@ fn written_by_fio(directory: &Path) -> Option<Vec<u8>> {
 fn fio(how: &str, file: &Path) -> Command {
     let mut fio = Command::new("fio");
     fio.args(["--name=blocks", "--size=24m", "--bs=16k", "--verify=crc32c"]);
+    // It would be left in the working directory.
+    fio.arg("--verify_state_save=0");
     fio.arg(format!("--rw={how}"))
         .arg(format!("--filename={}", file.display()));
     fio

@@ -446,6 +446,32 @@ fn a_stored_image_mounts_without_its_source_bytes() {
     assert_eq!(place.stats()["fetched_bytes"], 0);
 }
 
+fn begin(place: &Place, image: &str) -> std::process::Child {
+    let mut mount = place.rsmount();
+    mount.args(["-q", image]).arg(place.mnt());
+    mount.stdout(Stdio::null()).stderr(Stdio::piped());
+    mount.spawn().unwrap()
+}
+
+/// It failed, and said one of these in one line.
+fn assert_refused(output: &std::process::Output, expected: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(expected.iter().any(|e| said.contains(e)), "{said}");
+}
+
+/// What is said to who comes second: while the first is mounting, and after it.
+const SECOND: [&str; 2] = ["is mounting an image here", "mounted here already"];
+
+fn until_asked(registry: &Registry) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while registry.control.requests.load(SeqCst) == 0 {
+        assert!(Instant::now() < deadline, "nobody asks");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn of_two_mounts_in_one_place_one_is_refused() {
     if !can_mount() {
@@ -453,34 +479,18 @@ fn of_two_mounts_in_one_place_one_is_refused() {
     }
     let place = place_with(&sample(), Pack::Gzip);
     let registry = Registry::serve(place.path("image"));
-    let image = registry.image();
-    let begin = || {
-        let mut mount = place.rsmount();
-        mount.args(["-q", &image]).arg(place.mnt());
-        mount.stdout(Stdio::null()).stderr(Stdio::piped());
-        mount.spawn().unwrap()
-    };
-    let refused = |output: std::process::Output, expected: &[&str]| {
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert_eq!(output.status.code(), Some(1), "{said}");
-        assert_eq!(said.lines().count(), 1, "{said}");
-        assert!(expected.iter().any(|e| said.contains(e)), "{said}");
-    };
+    let begin = || begin(&place, &registry.image());
     // The first waits for its registry.
     registry.control.held.store(true, SeqCst);
     let first = begin();
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while registry.control.requests.load(SeqCst) == 0 {
-        assert!(Instant::now() < deadline, "nobody asks");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until_asked(&registry);
     let second = begin().wait_with_output().unwrap();
-    refused(second, &["another rsmount is mounting an image here"]);
+    assert_refused(&second, &SECOND[..1]);
     registry.control.held.store(false, SeqCst);
     let first = first.wait_with_output().unwrap();
     assert!(first.status.success(), "{first:?}");
     let third = begin().wait_with_output().unwrap();
-    refused(third, &["an image is mounted here already"]);
+    assert_refused(&third, &SECOND[1..]);
     drop(Mounted::adopt(&place));
     // And when both come at once.
     for _ in 0..10 {
@@ -488,33 +498,33 @@ fn of_two_mounts_in_one_place_one_is_refused() {
         let (mounted, others): (Vec<_>, Vec<_>) =
             both.into_iter().partition(|output| output.status.success());
         assert_eq!(mounted.len(), 1, "{mounted:?} {others:?}");
-        for other in others {
-            refused(
-                other,
-                &["is mounting an image here", "mounted here already"],
-            );
-        }
+        others
+            .iter()
+            .for_each(|other| assert_refused(other, &SECOND));
         drop(Mounted::adopt(&place));
         assert!(!place.is_mounted(), "one below the other");
     }
-    // One that dies is in nobody's way, however it died.
-    registry.control.held.store(true, SeqCst);
-    place.ok(&["cache", "prune", "--all"]);
-    let before = registry.control.requests.load(SeqCst);
-    let mut dies = begin();
-    while registry.control.requests.load(SeqCst) == before {
-        assert!(Instant::now() < deadline, "nobody asks");
-        std::thread::sleep(Duration::from_millis(5));
+    assert_eq!(place.leftovers(), 0);
+}
+
+#[test]
+fn one_that_dies_while_it_mounts_is_in_nobodys_way() {
+    if !can_mount() {
+        return;
     }
+    let place = place_with(&sample(), Pack::Gzip);
+    let registry = Registry::serve(place.path("image"));
+    let begin = || begin(&place, &registry.image());
+    registry.control.held.store(true, SeqCst);
+    let mut dies = begin();
+    until_asked(&registry);
     dies.kill().unwrap();
     dies.wait().unwrap();
     registry.control.held.store(false, SeqCst);
+    let deadline = Instant::now() + Duration::from_secs(30);
     let mut again = begin().wait_with_output().unwrap();
     while !again.status.success() && Instant::now() < deadline {
-        refused(
-            again,
-            &["is mounting an image here", "mounted here already"],
-        );
+        assert_refused(&again, &SECOND);
         std::thread::sleep(Duration::from_millis(50));
         again = begin().wait_with_output().unwrap();
     }

@@ -26,7 +26,7 @@ use recorder::{Change, Recorder};
 use support::edge::{self, Layer};
 use support::layout::{self, DIR, FILE, Pack};
 use support::model::{self, Entry, Kind, Meta, Says};
-use support::place::{Place, can_mount, long};
+use support::place::{Mounted, Place, can_mount, long};
 use support::registry::Registry;
 use support::seen::{self, Seen};
 
@@ -231,7 +231,7 @@ fn rolled_back(engine: &str, pack: Pack) {
             }
         }
         complete += u32::from(place.stats()["fetched_bytes"] == 0);
-        place.ok(&["umount", mnt.to_str().unwrap()]);
+        drop(Mounted::adopt(&place));
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     println!(
