@@ -14,6 +14,10 @@ pub(crate) const DISTANCE_MIN: u64 = 16 << 10;
 /// the decoder in the first pass; a hot run is fetched to the first place behind it.
 pub(crate) const MIDST_BYTES: u64 = 32 << 10;
 
+/// Most places of a layer, 24 bytes each in memory: enough for 32 GiB. What is hot behind the last is
+/// fetched as first contact has cut it.
+pub(crate) const PLACES_MAX: usize = 1 << 20;
+
 /// Goes into the checksum, so that a list of another version is taken for damaged.
 const VERSION: u32 = 2;
 

@@ -2,7 +2,7 @@
 //! begin, handed on when full.
 
 use crate::blob::ByteRange;
-use crate::layer::blocks::{DISTANCE_MIN, MIDST_BYTES, Place};
+use crate::layer::blocks::{DISTANCE_MIN, MIDST_BYTES, PLACES_MAX, Place};
 use crate::layer::error::LayerErrorKind;
 use crate::layer::index::{Span, SpanStart};
 
@@ -147,6 +147,11 @@ impl<D: Downstream> Outlet<D> {
                 block: None,
             });
         }
+    }
+
+    /// Whether more places are noted.
+    pub(crate) fn has_places(&self) -> bool {
+        self.places.len() < PLACES_MAX
     }
 
     /// Bytes since the newest block that was noted.

@@ -171,8 +171,9 @@ impl Gzip {
                 out.cut(self.consumed, SpanStart::Continue);
             }
             let due = out.entry_len() >= self.entry_bytes;
+            let places = self.places && out.has_places();
             // Boundaries are looked for only when one is due: stopping at each costs time.
-            let look = due || self.places && out.block_len() >= DISTANCE_MIN;
+            let look = due || places && out.block_len() >= DISTANCE_MIN;
             let until_due = match self.entry_bytes.saturating_sub(out.entry_len()) {
                 0 => u64::MAX,
                 len => len,
@@ -180,7 +181,7 @@ impl Gzip {
             let until_cut = self.span_bytes - out.span_len();
             let until_place = match MIDST_BYTES.saturating_sub(out.place_len()) {
                 0 => u64::MAX,
-                len if self.places => len,
+                len if places => len,
                 _ => u64::MAX,
             };
             let most = until_cut.min(until_due).min(until_place);
@@ -193,13 +194,15 @@ impl Gzip {
             self.took(taken, step.written, step.at, out)?;
             match step.at {
                 At::Block { bits } => {
-                    out.block(self.consumed, bits);
+                    if places {
+                        out.block(self.consumed, bits);
+                    }
                     if due {
                         self.checkpoint(bits, out)?;
                     }
                 }
                 At::Member => out.cut_origin(self.consumed, self.entry_bytes / ORIGIN_SHARE),
-                At::Midst if self.places => out.midst(self.consumed),
+                At::Midst if places => out.midst(self.consumed),
                 At::DataEnd | At::Midst => {}
             }
             if input.is_empty() && step.written < len {
