@@ -186,10 +186,11 @@ pub(super) fn reach_request(
     args: &ReachArgs,
     settings: Settings,
 ) -> Result<MountRequest, Failure> {
-    if args.offline && args.pull == Some(PullArg::Always) {
+    // What is in the environment gives way, as what is in a file does.
+    let is_typed = std::env::var_os("RSMOUNT_PULL").is_none();
+    if args.offline && is_typed && args.pull == Some(PullArg::Always) {
         return Err(Failure::usage(
-            "--offline never asks the registry, --pull always (or RSMOUNT_PULL) always does: leave \
-             one of them out",
+            "--offline never asks the registry, --pull always always does: leave one of them out",
         ));
     }
     let here = std::env::current_dir().unwrap_or_default();
@@ -229,13 +230,10 @@ pub(super) fn reach_request(
         cache_size,
         offline: args.offline,
         // What was typed goes before what is configured.
-        pull: args.pull.map_or_else(
-            || match (settings.pull.unwrap_or_default(), args.offline) {
-                (Pull::Always, true) => Pull::Missing,
-                (pull, _) => pull,
-            },
-            Pull::from,
-        ),
+        pull: match args.pull.map(Pull::from).or(settings.pull) {
+            Some(Pull::Always) if args.offline => Pull::Missing,
+            pull => pull.unwrap_or_default(),
+        },
         on_outage: Outage::Eio,
         fill: Fill::Never,
         trust_index: trust.or(settings.trust_index).unwrap_or_default(),

@@ -57,11 +57,13 @@ fn print_waiting(why: &Why, lines: usize) {
     }
     let trouble = why.trouble.as_ref();
     let trouble = trouble.map_or_else(String::new, |trouble| format!(" ({trouble})"));
-    output::line(&format!(
-        "{} reads wait for the network now{trouble}; the longest {}:",
-        why.waiting.len(),
-        lines.min(why.waiting.len()),
-    ));
+    output::line(&match why.waiting.len() {
+        1 => format!("1 read waits for the network now{trouble}:"),
+        n => format!(
+            "{n} reads wait for the network now{trouble}; the longest {}:",
+            lines.min(n)
+        ),
+    });
     output::line("");
     let row = |wait: &Wait| {
         let mut row = row(wait);
