@@ -8,7 +8,8 @@
 //! open+read+close therefore sends no request at all. What is left of a warm stat's 1.3 times and an
 //! open's 1.7 times the time on ext4 is the kernel's own: `perf` has most of it in `fuse_permission` and
 //! `fuse_dentry_revalidate`, once for each component of the path, and in the `fuse_file` of an open. No
-//! option of a mount spares it; the EROFS engine does.
+//! option of a mount spares it; the EROFS engine does. A long file that comes from the disk is read at
+//! about half of ext4's speed: the two copies are 40 % of both cores' time then, the sums 3 %.
 //!
 //! A READ of present bytes is two pread(2), of the pages and of their sums, into a buffer of the
 //! thread, a CRC32C over it, and a writev(2) from it: one copy on each side, no allocation, no lock. Where
