@@ -1,10 +1,11 @@
 //! An index cut anew for what is hot: narrow where a profile says that bytes will be wanted, wide
-//! elsewhere. Needs no blob, only the list of blocks and the layer's own bytes.
+//! elsewhere. Needs no blob, only the list of places and the layer's own bytes.
 //!
 //! A hot run gets a place to begin at the last block before it and an end at the first place behind
-//! it, which is in the midst of a block unless another run needs the rest of that. Windows made here hold all of their 32 KiB, because which bytes are referred to is not known
-//! without the blob; elsewhere every other place to begin goes, so that the whole stays within the
-//! budget of an index. Pure: whoever calls gives the bytes.
+//! it, which is in the midst of a block unless another run needs the rest of that. Windows made here
+//! hold all of their 32 KiB, because which bytes are referred to is not known without the blob;
+//! elsewhere every other place to begin goes, so that the whole stays within the budget of an index.
+//! Pure: whoever calls gives the bytes.
 //!
 //! Rejected: one run of all hot ranges between whose blocks lie less than 16 KiB compressed. Blocks are
 //! long (about 115 KiB of a gzip layer, 43 KiB compressed), so most hot ranges share theirs, and the

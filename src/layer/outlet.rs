@@ -130,23 +130,23 @@ impl<D: Downstream> Outlet<D> {
             self.places
                 .pop_if(|place| place.address == self.address && place.block.is_none());
             self.block = self.address;
-            self.places.push(Place {
-                address: self.address,
-                consumed,
-                block: Some(bits),
-            });
+            self.place(consumed, Some(bits));
         }
     }
 
     /// The decoder has stopped in the midst of a block, after `consumed` bytes.
     pub(crate) fn midst(&mut self, consumed: u64) {
         if self.place_len() >= MIDST_BYTES {
-            self.places.push(Place {
-                address: self.address,
-                consumed,
-                block: None,
-            });
+            self.place(consumed, None);
         }
+    }
+
+    fn place(&mut self, consumed: u64, block: Option<u8>) {
+        self.places.push(Place {
+            address: self.address,
+            consumed,
+            block,
+        });
     }
 
     /// Whether more places are noted.

@@ -95,6 +95,14 @@ fn plain<D: Downstream>(
     Ok(())
 }
 
+/// Bytes until `len` has come to `wanted`; where it has, there is no bound.
+fn left(wanted: u64, len: u64) -> u64 {
+    match wanted.saturating_sub(len) {
+        0 => u64::MAX,
+        left => left,
+    }
+}
+
 #[derive(Debug)]
 pub(crate) struct Zstd {
     stream: ZstdStream,
@@ -174,18 +182,12 @@ impl Gzip {
             let places = self.places && out.has_places();
             // Boundaries are looked for only when one is due: stopping at each costs time.
             let look = due || places && out.block_len() >= DISTANCE_MIN;
-            let until_due = match self.entry_bytes.saturating_sub(out.entry_len()) {
-                0 => u64::MAX,
-                len => len,
-            };
-            let until_cut = self.span_bytes - out.span_len();
-            let until_place = match MIDST_BYTES.saturating_sub(out.place_len()) {
-                0 => u64::MAX,
-                len if places => len,
-                _ => u64::MAX,
-            };
-            let most = until_cut.min(until_due).min(until_place);
-            let room = out.room(most.min(self.probe_wants()))?;
+            let mut most = self.probe_wants().min(self.span_bytes - out.span_len());
+            most = most.min(left(self.entry_bytes, out.entry_len()));
+            if places {
+                most = most.min(left(MIDST_BYTES, out.place_len()));
+            }
+            let room = out.room(most)?;
             let len = room.len();
             let step = self.stream.step(input, room, look)?;
             out.wrote(step.written)?;
