@@ -491,9 +491,9 @@ fn the_caller_s_umask_and_the_order_of_words_mean_nothing() {
     let host = containers.0.path("host");
     std::fs::create_dir(&host).unwrap();
     let bind = format!("{}:/deep/er/still", host.display());
-    let script = "stat -c %a /etc/hosts /etc/resolv.conf /made /work /work/er; \
+    let script = "stat -c %a /etc/hosts /etc/resolv.conf /made /job /job/er; \
                   touch /deep/er/still/x /deep/er/y && echo written";
-    let options = ["--rm", "-w", "/work/er", "-v", &bind, "--tmpfs", "/deep/er"];
+    let options = ["--rm", "-w", "/job/er", "-v", &bind, "--tmpfs", "/deep/er"];
     let run = containers.run_command(&options, &["sh", "-c", script]);
     let mut shell = Command::new("sh");
     shell

@@ -238,15 +238,28 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+fn served() -> (Place, support::registry::Registry) {
+    let place = Place::new();
+    let tars = LAYERS.map(|(seed, len)| tar(seed, len));
+    layout::write(&place.path("image"), &tars, Pack::Gzip);
+    let registry = support::registry::Registry::serve(place.path("image"));
+    (place, registry)
+}
+
+fn assert_as_the_table_says(wrong: &[String]) {
+    assert!(
+        wrong.is_empty(),
+        "not as the table says:\n{}",
+        wrong.join("\n")
+    );
+}
+
 #[test]
 fn damage_to_any_file_of_the_cache_is_found() {
     if !can_mount() {
         return;
     }
-    let place = Place::new();
-    let tars = LAYERS.map(|(seed, len)| tar(seed, len));
-    layout::write(&place.path("image"), &tars, Pack::Gzip);
-    let registry = support::registry::Registry::serve(place.path("image"));
+    let (place, registry) = served();
     let image = registry.image();
     assert_eq!(outcome(&place, &image, false), Right);
     let (cache, whole) = (place.path("cache"), place.path("whole"));
@@ -271,11 +284,7 @@ fn damage_to_any_file_of_the_cache_is_found() {
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "not as the table says:\n{}",
-        wrong.join("\n")
-    );
+    assert_as_the_table_says(&wrong);
 }
 
 // ---- What is kept for speed, and what was said by a person -------------------------------------
@@ -351,15 +360,7 @@ fn warm(place: &Place, image: &str) -> bool {
         for file in files_below(&place.mnt()) {
             std::fs::read(file).unwrap();
         }
-        let whole = || {
-            let layers = place.stats()["layers"].as_array().unwrap().clone();
-            layers.iter().all(|layer| layer["verified"] == true)
-        };
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !whole() {
-            assert!(Instant::now() < deadline, "{}", place.stats());
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        place.until_verified();
         let is_kernel = place.stats()["engine"] == "kernel";
         let lent = || {
             let layers = files_below(&place.path("cache/v1/layers/sha256"));
@@ -367,6 +368,7 @@ fn warm(place: &Place, image: &str) -> bool {
         };
         // A start is left alone for two seconds, and what its first one touches is learned.
         std::thread::sleep(Duration::from_millis(1300));
+        let deadline = Instant::now() + Duration::from_secs(30);
         while is_kernel && !lent() {
             assert!(Instant::now() < deadline, "not lent");
             std::thread::sleep(Duration::from_millis(20));
@@ -478,11 +480,7 @@ fn damage_to_what_only_saves_time_does_not_show() {
             wrong.push(format!("the mark of a whole layer, {damage:?}: {seen:?}"));
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "not as the table says:\n{}",
-        wrong.join("\n")
-    );
+    assert_as_the_table_says(&wrong);
 }
 
 /// What came with a pack lies beside the layers, and is checked as they are. Here it is all there is.
@@ -491,10 +489,7 @@ fn damage_to_what_came_with_a_pack_is_found() {
     if !can_mount() {
         return;
     }
-    let place = Place::new();
-    let tars = LAYERS.map(|(seed, len)| tar(seed, len));
-    layout::write(&place.path("image"), &tars, Pack::Gzip);
-    let registry = support::registry::Registry::serve(place.path("image"));
+    let (place, registry) = served();
     let image = registry.image();
     assert_eq!(outcome_by(&place, &image, false, "fuse"), Right);
     place.ok(&["-q", "publish", &image]);
@@ -527,11 +522,7 @@ fn damage_to_what_came_with_a_pack_is_found() {
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "not as the table says:\n{}",
-        wrong.join("\n")
-    );
+    assert_as_the_table_says(&wrong);
 }
 
 // ---- Random damage, without mounts -----------------------------------------------------------
@@ -859,9 +850,5 @@ fn every_answer_of_a_registry_is_checked() {
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "not as the table says:\n{}",
-        wrong.join("\n")
-    );
+    assert_as_the_table_says(&wrong);
 }

@@ -204,6 +204,17 @@ fn with_password() -> (Place, Registry, Command) {
     (place, registry, command)
 }
 
+/// What readers that have been stopped have read right.
+fn none_failed(readers: Vec<JoinHandle<(u64, u64)>>) -> u64 {
+    let outcomes = readers.into_iter().map(|reader| reader.join().unwrap());
+    outcomes
+        .map(|(right, failed)| {
+            assert_eq!(failed, 0, "reads failed");
+            right
+        })
+        .sum()
+}
+
 /// The registry ends and comes back, with another password each time, while readers work; the worker is
 /// in its sandbox, and asks the helper outside.
 #[test]
@@ -259,12 +270,7 @@ fn readers_live_through_restarts_and_new_passwords() {
         std::thread::sleep(Duration::from_millis(20));
     }
     stop.store(true, SeqCst);
-    let mut right = 0;
-    for reader in readers {
-        let (r, failed) = reader.join().unwrap();
-        assert_eq!(failed, 0, "reads failed");
-        right += r;
-    }
+    let right = none_failed(readers);
     println!(
         "{rounds} restarts and passwords, sandbox {sandbox}: {right} reads right, none failed"
     );
@@ -388,12 +394,7 @@ fn readers_live_through_names_that_are_not_found() {
         }
     }
     stop.store(true, SeqCst);
-    let mut right = 0;
-    for reader in readers {
-        let (r, failed) = reader.join().unwrap();
-        assert_eq!(failed, 0, "reads failed");
-        right += r;
-    }
+    let right = none_failed(readers);
     println!(
         "no names for {rounds:?} s: {right} reads right, none failed, seen stalled: {stalled}"
     );

@@ -20,7 +20,6 @@ mod support;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use recorder::{Change, Recorder};
 use support::edge::{self, Layer};
@@ -113,15 +112,7 @@ fn live(place: &Place, registry: &Registry, engine: &str, random: &mut fastrand:
     drop(mounted);
     let mounted = mount(&["--fill", "now"]);
     place.ok(&["cache", "pin", &image]);
-    let whole = || {
-        let layers = place.stats()["layers"].as_array().unwrap().clone();
-        layers.iter().all(|layer| layer["verified"] == true)
-    };
-    let deadline = Instant::now() + Duration::from_secs(30);
-    while !whole() {
-        assert!(Instant::now() < deadline, "{}", place.stats());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    place.until_verified();
     read_pieces(place, random);
     let kernel = place.stats()["engine"] == "kernel";
     drop(mounted);

@@ -7,11 +7,12 @@ mod support;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering::SeqCst;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Place, can_mount};
+use support::place::{Mounted, Place, can_mount};
 use support::registry::Registry;
 
 /// Bytes that hardly compress.
@@ -39,23 +40,33 @@ fn why(place: &Place) -> Value {
     serde_json::from_str(&said).unwrap()
 }
 
+/// A mount of an image that is known, with nothing of its data here.
+fn known<'a>(place: &'a Place, registry: &Registry) -> Mounted<'a> {
+    drop(place.mount_image(&registry.image(), &[]));
+    place.ok(&["cache", "prune", "--data"]);
+    place.mount_image(&registry.image(), &["--fill", "never"])
+}
+
+/// A reader, and a registry that gives it nothing.
+fn read_held(mounted: &Mounted<'_>, registry: &Registry) -> JoinHandle<std::io::Result<()>> {
+    registry.control.held.store(true, SeqCst);
+    let file = File::open(mounted.path("above/b")).unwrap();
+    std::thread::spawn(move || file.read_exact_at(&mut [0; 100], 1 << 20))
+}
+
 #[test]
 fn a_wait_is_shown_with_its_file_its_span_and_its_cost() {
     if !can_mount() {
         return;
     }
     let (place, registry) = served(Pack::Gzip);
-    drop(place.mount_image(&registry.image(), &[]));
-    place.ok(&["cache", "prune", "--data"]);
-    let mounted = place.mount_image(&registry.image(), &["--fill", "never"]);
+    let mounted = known(&place, &registry);
     let mnt = place.mnt();
     let mnt = mnt.to_str().unwrap();
     assert_eq!(why(&place)["stalls"], serde_json::json!([]));
     assert!(place.ok(&["why", mnt]).contains("no reader has waited"));
 
-    registry.control.held.store(true, SeqCst);
-    let file = File::open(mounted.path("above/b")).unwrap();
-    let reader = std::thread::spawn(move || file.read_exact_at(&mut [0; 100], 1 << 20));
+    let reader = read_held(&mounted, &registry);
     std::thread::sleep(Duration::from_millis(200));
     registry.control.held.store(false, SeqCst);
     reader.join().unwrap().unwrap();
@@ -167,16 +178,12 @@ fn a_wait_that_goes_on_is_shown_with_what_is_the_matter() {
         return;
     }
     let (place, registry) = served(Pack::Gzip);
-    drop(place.mount_image(&registry.image(), &[]));
-    place.ok(&["cache", "prune", "--data"]);
-    let mounted = place.mount_image(&registry.image(), &["--fill", "never"]);
+    let mounted = known(&place, &registry);
     let mnt = place.mnt();
     let mnt = mnt.to_str().unwrap();
     assert_eq!(why(&place)["waiting"], serde_json::json!([]));
 
-    registry.control.held.store(true, SeqCst);
-    let file = File::open(mounted.path("above/b")).unwrap();
-    let reader = std::thread::spawn(move || file.read_exact_at(&mut [0; 100], 1 << 20));
+    let reader = read_held(&mounted, &registry);
     let shown = why_until(&place, "somebody waits", |why| {
         why["waiting"][0].is_object()
     });

@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tempfile::TempDir;
@@ -95,6 +96,20 @@ impl Place {
         serde_json::from_str(&text).unwrap()
     }
 
+    /// Waits until every layer is whole and was checked.
+    pub fn until_verified(&self) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let stats = self.stats();
+            let layers = stats["layers"].as_array().unwrap();
+            if layers.iter().all(|layer| layer["verified"] == true) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{stats}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     pub fn is_mounted(&self) -> bool {
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         table.contains(&format!(" {} ", self.mnt().display()))
@@ -147,7 +162,7 @@ impl Drop for Mounted<'_> {
                 if !busy || std::thread::panicking() {
                     break;
                 }
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                std::thread::sleep(Duration::from_millis(20));
                 output = umount();
             }
             if !std::thread::panicking() {
