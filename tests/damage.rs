@@ -194,6 +194,17 @@ fn outcome(place: &Place, image: &str, offline: bool) -> Outcome {
 }
 
 fn outcome_by(place: &Place, image: &str, offline: bool, engine: &str) -> Outcome {
+    outcome_of(place, image, offline, engine, &LAYERS)
+}
+
+/// Mounts and reads `files`.
+fn outcome_of(
+    place: &Place,
+    image: &str,
+    offline: bool,
+    engine: &str,
+    files: &[(u64, usize)],
+) -> Outcome {
     let mnt = place.mnt();
     let mut arguments = vec!["-q", "--on-outage", "eio", "--fill", "never"];
     arguments.extend(["--engine", engine]);
@@ -210,7 +221,7 @@ fn outcome_by(place: &Place, image: &str, offline: bool, engine: &str) -> Outcom
         return Refused;
     }
     let mut outcome = Right;
-    for (seed, len) in LAYERS {
+    for &(seed, len) in files {
         match std::fs::read(mnt.join(format!("file-{seed}"))) {
             Ok(bytes) => assert!(bytes == noise(len, seed), "WRONG BYTES in file-{seed}"),
             Err(e) => {
@@ -324,6 +335,28 @@ const HELD: [&str; 6] = [
     "tags/*",
 ];
 
+/// The kinds of the tables below, which need images of their own.
+const APART: [&str; 8] = [
+    "packs/*/0/data",
+    "packs/*/0/sums",
+    "packs/*/0/present",
+    "packs/*/0/used",
+    "denied/*",
+    "blobs/*",
+    "layers/sha256/*/sole",
+    "tmp/*",
+];
+
+/// No directory of the cache is without a row.
+fn assert_all_have_rows(root: &Path) {
+    for path in files_below(root) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let mut kinds = KINDS.iter().chain(&HELD).chain(&APART);
+        let known = kinds.any(|kind| kind.split('/').next() == Some(name));
+        assert!(known, "no row for {name}: what does damage to it do?");
+    }
+}
+
 fn is_like(path: &str, pattern: &str) -> bool {
     match pattern.split_once('*') {
         None => path == pattern,
@@ -432,6 +465,7 @@ fn damage_to_what_only_saves_time_does_not_show() {
         }
     }
     let all = all_files(&root);
+    assert_all_have_rows(&root);
     for path in &all {
         let known = KINDS.iter().chain(&HELD).any(|kind| is_like(path, kind));
         assert!(known, "no row for {path}: what does damage to it do?");
@@ -523,6 +557,200 @@ fn damage_to_what_came_with_a_pack_is_found() {
         }
     }
     assert_as_the_table_says(&wrong);
+}
+
+/// A table with one row: the same is done to a fresh copy of the cache for each damage, with and
+/// without a network; `expected` has the outcomes without it, then those with it.
+struct Apart<'a> {
+    place: &'a Place,
+    image: &'a str,
+    files: &'a [(u64, usize)],
+    what: &'static str,
+    expected: [[Outcome; 6]; 2],
+}
+
+impl Apart<'_> {
+    /// `file` and `other` are below the cache's root. `before` comes between damage and mount, with
+    /// whether there is no network; `after` comes last, with what was done.
+    fn hold(
+        &self,
+        (file, other): (&str, &str),
+        before: impl Fn(bool),
+        after: impl Fn(Damage, bool),
+    ) {
+        let (cache, whole) = (self.place.path("cache"), self.place.path("whole"));
+        let _from_the_row_before = std::fs::remove_dir_all(&whole);
+        copy(&cache, &whole);
+        let mut wrong = Vec::new();
+        for (offline, expected) in [true, false].into_iter().zip(self.expected) {
+            for (damage, expected) in DAMAGES.into_iter().zip(expected) {
+                std::fs::remove_dir_all(&cache).unwrap();
+                copy(&whole, &cache);
+                damage.to(&cache.join("v1").join(file), &whole.join("v1").join(other));
+                before(offline);
+                let seen = outcome_of(self.place, self.image, offline, "fuse", self.files);
+                after(damage, offline);
+                if seen != expected {
+                    let what = self.what;
+                    wrong.push(format!("{what} {damage:?} offline {offline}: {seen:?}"));
+                }
+            }
+        }
+        std::fs::remove_dir_all(&cache).unwrap();
+        copy(&whole, &cache);
+        assert_as_the_table_says(&wrong);
+    }
+}
+
+/// A layer that was made here has its blob here, and nowhere else.
+#[test]
+fn damage_to_a_blob_that_no_registry_has_is_found() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    let image = registry.image();
+    let blobs = place.path("cache/v1/blobs");
+    let mut made = Vec::new();
+    for (name, (seed, len)) in [("made:1", (3, 50_000)), ("made:2", (4, 60_000))] {
+        let changes = place.path(name);
+        let upper = ["--upper", changes.to_str().unwrap(), "--fill", "never"];
+        let mounted = place.mount_image(&image, &upper);
+        std::fs::write(mounted.path(&format!("file-{seed}")), noise(len, seed)).unwrap();
+        place.ok(&["-q", "commit", place.mnt().to_str().unwrap(), name]);
+        let new = |blob: &PathBuf| !made.contains(blob);
+        let blob = files_below(&blobs).into_iter().find(new).unwrap();
+        made.push(blob);
+    }
+    // All that is here of the layer is its blob; the others are here whole.
+    place.ok(&["cache", "prune", "--data"]);
+    assert_eq!(outcome(&place, &image, true), Eio);
+    assert_eq!(outcome(&place, &image, false), Right);
+    let below = |blob: &PathBuf| format!("blobs/{}", blob.file_name().unwrap().to_str().unwrap());
+    let files = [LAYERS[0], LAYERS[1], (3, 50_000)];
+    assert_eq!(outcome_of(&place, "made:1", true, "fuse", &files), Right);
+    place.ok(&["cache", "prune", "--data"]);
+    assert_eq!(outcome(&place, &image, false), Right);
+    let row = Apart {
+        place: &place,
+        image: "made:1",
+        files: &files,
+        what: "blob",
+        expected: [[Eio; 6], [Eio; 6]],
+    };
+    row.hold((&below(&made[0]), &below(&made[1])), |_| (), |_, _| ());
+}
+
+/// The mark that says that a layer is nowhere else keeps its data from going. What is in it does not
+/// matter, that it is there does: without it and without the archive the data is lost to whoever prunes.
+#[test]
+fn damage_to_the_mark_of_a_sole_copy_loses_nothing_but_where_the_mark_is_gone() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    let (archive, away) = (place.path("image.tar"), place.path("away.tar"));
+    let file = archive.to_str().unwrap();
+    place.ok(&["-q", "save", "-o", file, &registry.image()]);
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    place.ok(&["-q", "load", "-i", file, "--name", "loaded:1"]);
+    let all = all_files(&place.path("cache/v1"));
+    let marks: Vec<_> = all.iter().filter(|p| p.ends_with("/sole")).collect();
+    assert_eq!(marks.len(), LAYERS.len());
+    let row = Apart {
+        place: &place,
+        image: "loaded:1",
+        files: &LAYERS,
+        what: "sole",
+        expected: [[Eio, Right, Right, Right, Right, Right], [Right; 6]],
+    };
+    let prune = |offline: bool| {
+        place.ok(&["cache", "prune", "--data"]);
+        if offline {
+            std::fs::rename(&archive, &away).unwrap();
+        }
+    };
+    let bring_back = |_, offline: bool| {
+        if offline {
+            std::fs::rename(&away, &archive).unwrap();
+        }
+    };
+    row.hold((marks[0], marks[1]), prune, bring_back);
+}
+
+/// A pack that was found to lie is not used again, whatever is in the file that says so.
+#[test]
+fn damage_to_what_says_that_a_pack_lied_lets_it_in_only_where_the_file_is_gone() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    let image = registry.image();
+    assert_eq!(outcome_by(&place, &image, false, "fuse"), Right);
+    place.ok(&["-q", "publish", &image]);
+    let cache = place.path("cache");
+    std::fs::remove_dir_all(&cache).unwrap();
+    assert_eq!(outcome_by(&place, &image, false, "fuse"), Right);
+    let packs = cache.join("v1/packs");
+    let pack = files_below(&packs).remove(0);
+    let name = pack.file_name().unwrap().to_str().unwrap().to_owned();
+    // Nothing else is here.
+    std::fs::remove_dir_all(&cache).unwrap();
+    drop(Cache::open(&cache).unwrap());
+    let denied = format!("denied/{name}");
+    let other = format!("denied/{}", "0".repeat(name.len()));
+    std::fs::write(cache.join("v1").join(&denied), "").unwrap();
+    std::fs::write(cache.join("v1").join(&other), "").unwrap();
+    let row = Apart {
+        place: &place,
+        image: &image,
+        files: &LAYERS,
+        what: "denied",
+        // Nothing is known without a network.
+        expected: [[Refused; 6], [Right; 6]],
+    };
+    let is_used_as_told = |damage, offline: bool| {
+        let used = files_below(&packs).contains(&pack);
+        assert_eq!(used, !offline && damage == Damage::Missing, "{damage:?}");
+    };
+    row.hold((&denied, &other), |_| (), is_used_as_told);
+}
+
+/// What a process that died left under `tmp/` is never read, and goes.
+#[test]
+fn damage_to_what_was_left_unfinished_does_not_show() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    let image = registry.image();
+    assert_eq!(outcome(&place, &image, false), Right);
+    let root = place.path("cache/v1");
+    let layers = files_below(&root.join("layers/sha256"));
+    copy(&layers[0], &root.join("tmp/1-0000000000000001"));
+    std::fs::create_dir(root.join("tmp/1-0000000000000002")).unwrap();
+    copy(&layers[1], &root.join("tmp/1-0000000000000002/doomed"));
+    std::fs::write(root.join("tmp/1-0000000000000003"), "no directory").unwrap();
+    let left = all_files(&root)
+        .into_iter()
+        .filter(|p| p.starts_with("tmp/"));
+    let left: Vec<_> = left.collect();
+    assert!(left.len() >= 11, "{left:?}");
+    let row = Apart {
+        place: &place,
+        image: &image,
+        files: &LAYERS,
+        what: "unfinished",
+        expected: [[Right; 6], [Right; 6]],
+    };
+    let is_gone = |damage, _| {
+        let there = files_below(&root.join("tmp"));
+        assert!(there.is_empty(), "{damage:?}: {there:?}");
+    };
+    for (at, file) in left.iter().enumerate() {
+        let other = &left[(at + 1) % left.len()];
+        row.hold((file, other), |_| (), is_gone);
+    }
 }
 
 // ---- Random damage, without mounts -----------------------------------------------------------
