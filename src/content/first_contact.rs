@@ -15,7 +15,9 @@ use crate::cache::{Begin, Cache, NewLayer, StoredLayer};
 use crate::content::Gate;
 use crate::content::error::Error;
 use crate::content::witness::Witness;
-use crate::layer::{AddressSink, Ingest, IngestOptions, LayerIndex, blocks, codec};
+use crate::layer::limit::{ImageBudget, LimitError, Share};
+use crate::layer::tar::TarError;
+use crate::layer::{AddressSink, Ingest, IngestOptions, LayerErrorKind, LayerIndex, blocks, codec};
 use crate::monitor::{Event, Monitor};
 use crate::oci::{Descriptor, Digest};
 
@@ -49,6 +51,15 @@ pub async fn ingest(
     layers: Vec<Wanted>,
     monitor: Arc<dyn Monitor>,
 ) -> Result<Vec<StoredLayer>, Error> {
+    ingest_within(&ImageBudget::default(), cache, layers, monitor).await
+}
+
+async fn ingest_within(
+    budget: &ImageBudget,
+    cache: &Cache,
+    layers: Vec<Wanted>,
+    monitor: Arc<dyn Monitor>,
+) -> Result<Vec<StoredLayer>, Error> {
     let digests: Vec<Digest> = layers.iter().map(|l| l.descriptor.digest.clone()).collect();
     let mut seen = HashSet::new();
     let mut distinct: Vec<Wanted> = layers
@@ -58,33 +69,66 @@ pub async fn ingest(
     distinct.sort_by_key(|l| l.descriptor.size);
     let mut tasks = JoinSet::new();
     for wanted in distinct {
-        tasks.spawn(one(cache.clone(), wanted, monitor.clone()));
+        let (budget, cache, monitor) = (budget.clone(), cache.clone(), monitor.clone());
+        tasks.spawn(async move {
+            let done = one(&budget, &cache, &wanted, &*monitor).await;
+            (wanted, done)
+        });
     }
+    // Kept until all are there, so that no order in which they come lets more in.
+    let mut shares = Vec::new();
+    let mut crowded_out = Vec::new();
     let mut outcome = Ok(());
     while let Some(joined) = tasks.join_next().await {
-        let done = joined
-            .map_err(|_cancelled_or_panicked| Error::Abandoned)
-            .flatten();
-        if outcome.is_ok()
-            && let Err(error) = done
-        {
-            outcome = Err(error);
+        let failed = match joined {
+            Ok((_, Ok(share))) => {
+                shares.push(share);
+                continue;
+            }
+            Ok((wanted, Err(error))) if is_crowded_out(&error) => {
+                crowded_out.push(wanted);
+                continue;
+            }
+            Ok((_, Err(error))) => error,
+            Err(_cancelled_or_panicked) => Error::Abandoned,
+        };
+        if outcome.is_ok() {
+            outcome = Err(failed);
             tasks.abort_all();
         }
     }
     outcome?;
+    for wanted in crowded_out {
+        shares.push(one(budget, cache, &wanted, &*monitor).await?);
+    }
     let stored = |digest: &Digest| -> Result<StoredLayer, Error> {
         cache.layer(digest)?.ok_or(Error::Abandoned)
     };
     digests.iter().map(stored).collect()
 }
 
-async fn one(cache: Cache, wanted: Wanted, monitor: Arc<dyn Monitor>) -> Result<(), Error> {
+/// Whether the other layers have taken what this one needs. They may have come from a source that
+/// lies, and be smaller once they have come from another one.
+fn is_crowded_out(error: &Error) -> bool {
+    matches!(error, Error::Layer(error) if matches!(
+        error.kind,
+        LayerErrorKind::Tar(TarError::Limit(LimitError::Image))
+    ))
+}
+
+/// Makes one known; gives what its index has taken.
+async fn one(
+    budget: &ImageBudget,
+    cache: &Cache,
+    wanted: &Wanted,
+    monitor: &dyn Monitor,
+) -> Result<Share, Error> {
     let whole = ByteRange::new(0, wanted.blob.size());
     loop {
-        let outcome = from_one_source(&cache, &wanted, &*monitor).await;
+        let share = budget.share();
+        let outcome = from_one_source(cache, wanted, &share, monitor).await;
         let Err(error @ Error::Layer(_)) = outcome else {
-            return outcome;
+            return outcome.map(|()| share);
         };
         if !wanted.blob.distrust(whole) {
             return Err(error);
@@ -96,6 +140,7 @@ async fn one(cache: Cache, wanted: Wanted, monitor: Arc<dyn Monitor>) -> Result<
 async fn from_one_source(
     cache: &Cache,
     wanted: &Wanted,
+    share: &Share,
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
     let new = match begin(cache, wanted).await? {
@@ -104,7 +149,7 @@ async fn from_one_source(
     };
     let digest = wanted.descriptor.digest.clone();
     let nobody = (Witness::default(), None);
-    pass(cache, wanted, Some(new), nobody, monitor).await?;
+    pass(cache, (wanted, share), Some(new), nobody, monitor).await?;
     // What came in at once must not stay above the budget until more is stored.
     let cache = cache.clone();
     let evicted = spawn_blocking(move || cache.keep_within_budget()).await;
@@ -121,10 +166,10 @@ pub async fn begin(cache: &Cache, wanted: &Wanted) -> Result<Begin, Error> {
 }
 
 /// Has a whole layer stream past `witness`, as fast as the gate lets it, and into the cache if it is
-/// `new`. Gives its index, and whether the witness agrees.
+/// `new`. Gives its index, which was taken from the share, and whether the witness agrees.
 pub async fn pass(
     cache: &Cache,
-    wanted: &Wanted,
+    (wanted, share): (&Wanted, &Share),
     mut new: Option<NewLayer>,
     (witness, gate): (Witness, Option<Gate>),
     monitor: &dyn Monitor,
@@ -135,6 +180,7 @@ pub async fn pass(
     }
     let mut options = IngestOptions::new(digest.clone(), wanted.descriptor.size);
     options.diff_id = Some(wanted.diff_id.clone());
+    options.share = share.clone();
     // Not less than the layer itself: a full disk is told from a bomb by the write that fails.
     options.address_max = options
         .address_max
@@ -225,4 +271,214 @@ fn index(
         new.commit(&codec::encode(&index))?;
     }
     Ok((index, witness.agrees()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
+    use std::time::Duration;
+
+    use futures_util::stream;
+    use tokio::sync::Notify;
+
+    use super::*;
+    use crate::blob::testing::PlannedBlob;
+    use crate::blob::{self, BoxFuture, ByteStream};
+    use crate::layer::Entry;
+    use crate::monitor::Silent;
+
+    /// Length of every name, in bytes.
+    const NAME_BYTES: usize = 8;
+
+    /// What the index of so many empty files takes.
+    fn memory(files: usize) -> u64 {
+        (files * (size_of::<Entry>() + NAME_BYTES)) as u64
+    }
+
+    /// A tar of so many empty files, and of a file of `data` bytes if there are any.
+    fn tar(seed: char, files: usize, data: usize) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        let names = (0..files).map(|n| (format!("{seed}{n:07}"), 0));
+        for (name, len) in names.chain([("data-012".to_owned(), data)]) {
+            if name.starts_with("data") && data == 0 {
+                continue;
+            }
+            let mut header = tar::Header::new_ustar();
+            header.set_size(len as u64);
+            header.set_mode(0o644);
+            let bytes = vec![b'd'; len];
+            builder.append_data(&mut header, name, &*bytes).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    fn wanted(tar: &[u8], blob: Arc<dyn Blob>) -> Wanted {
+        Wanted {
+            descriptor: Descriptor::new(
+                "application/vnd.oci.image.layer.v1.tar",
+                Digest::of(tar),
+                tar.len() as u64,
+            ),
+            diff_id: Digest::of(tar),
+            blob,
+            sole: false,
+        }
+    }
+
+    async fn ingest_into_new(
+        budget: &ImageBudget,
+        layers: Vec<Wanted>,
+    ) -> Result<Vec<StoredLayer>, Error> {
+        let temp = tempfile::tempdir().unwrap();
+        let cache = Cache::open(temp.path()).unwrap();
+        ingest_within(budget, &cache, layers, Arc::new(Silent)).await
+    }
+
+    #[tokio::test]
+    async fn layers_that_stream_together_take_no_more_than_an_image_may() {
+        let layers = || {
+            let tars = ['a', 'b'].map(|seed| tar(seed, 100, 0));
+            let of = |tar: &Vec<u8>| wanted(tar, Arc::new(PlannedBlob::new(tar, [])));
+            tars.iter().map(of).collect::<Vec<_>>()
+        };
+        // Each has its own limit, and is far below it.
+        let less = ImageBudget::of(memory(200) - 1);
+        let refused = ingest_into_new(&less, layers()).await.unwrap_err();
+        let said = refused.to_string();
+        assert!(said.contains("of all layers take more than"), "{said}");
+        assert!(is_crowded_out(&refused));
+        assert_eq!(less.left(), memory(200) - 1);
+        for layer in layers() {
+            ingest_into_new(&less, vec![layer]).await.unwrap();
+        }
+
+        let enough = ImageBudget::of(memory(200));
+        ingest_into_new(&enough, layers()).await.unwrap();
+        assert_eq!(enough.left(), memory(200));
+    }
+
+    /// What the two below have in common: all their bytes, in pieces of the size of a page.
+    #[derive(Debug)]
+    struct Truth(Digest, Vec<u8>);
+
+    impl Truth {
+        fn new(bytes: &[u8]) -> Truth {
+            Truth(Digest::of(bytes), bytes.to_vec())
+        }
+
+        fn stream(&self) -> ByteStream {
+            let pieces: Vec<_> = self.1.chunks(4096).map(Bytes::copy_from_slice).collect();
+            Box::pin(stream::iter(pieces.into_iter().map(Ok)))
+        }
+    }
+
+    /// Says when it is dropped.
+    #[derive(Debug)]
+    struct Dropped(Arc<Notify>);
+
+    impl Drop for Dropped {
+        fn drop(&mut self) {
+            self.0.notify_one();
+        }
+    }
+
+    /// Comes from somebody who lies until the layer beside it has failed, then from somebody else.
+    #[derive(Debug)]
+    struct Lying {
+        truth: Truth,
+        lie: Vec<u8>,
+        until: Arc<Notify>,
+        is_found_out: AtomicBool,
+    }
+
+    impl Blob for Lying {
+        fn digest(&self) -> &Digest {
+            &self.truth.0
+        }
+
+        fn size(&self) -> u64 {
+            self.truth.1.len() as u64
+        }
+
+        fn open(&self, _all: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
+            if self.is_found_out.load(SeqCst) {
+                return Box::pin(async { Ok(self.truth.stream()) });
+            }
+            let (lie, until) = (self.lie.clone(), self.until.clone());
+            let end = async move {
+                until.notified().await;
+                Ok(Bytes::from_static(b"nothing"))
+            };
+            let told = stream::iter([Ok(lie.into())]).chain(stream::once(end));
+            Box::pin(async move { Ok(Box::pin(told) as ByteStream) })
+        }
+
+        fn distrust(&self, _range: ByteRange) -> bool {
+            !self.is_found_out.swap(true, SeqCst)
+        }
+    }
+
+    /// Begins when no more is left than `until`, and tells when a stream of it was dropped.
+    #[derive(Debug)]
+    struct Beside {
+        truth: Truth,
+        budget: ImageBudget,
+        until: u64,
+        dropped: Arc<Notify>,
+        attempts: Arc<AtomicU32>,
+    }
+
+    impl Blob for Beside {
+        fn digest(&self) -> &Digest {
+            &self.truth.0
+        }
+
+        fn size(&self) -> u64 {
+            self.truth.1.len() as u64
+        }
+
+        fn open(&self, _all: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
+            Box::pin(async move {
+                let is_first = self.attempts.fetch_add(1, SeqCst) == 0;
+                while is_first && self.budget.left() > self.until {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                let dropped = Dropped(self.dropped.clone());
+                let truth = self.truth.stream().map(move |piece| {
+                    let _until_the_stream_is_dropped = &dropped;
+                    piece
+                });
+                Ok(Box::pin(truth) as ByteStream)
+            })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lie_about_one_layer_costs_no_other_its_memory() {
+        let budget = ImageBudget::of(memory(1500));
+        let (failed, attempts) = (Arc::new(Notify::new()), Arc::<AtomicU32>::default());
+        // The tar is read in pieces of 512 KiB (1024 files), of which few wait: the other one's stream is not
+        // over when its first piece has failed.
+        let (one, other) = (tar('a', 20, 1 << 20), tar('b', 1100, 4 << 20));
+        let lying = Lying {
+            truth: Truth::new(&one),
+            lie: tar('l', 1400, 0)[..1400 * 512].to_vec(),
+            until: failed.clone(),
+            is_found_out: AtomicBool::new(false),
+        };
+        let beside = Beside {
+            truth: Truth::new(&other),
+            budget: budget.clone(),
+            until: memory(500),
+            dropped: failed,
+            attempts: Arc::clone(&attempts),
+        };
+        let layers = vec![
+            wanted(&one, Arc::new(lying)),
+            wanted(&other, Arc::new(beside)),
+        ];
+        ingest_into_new(&budget, layers).await.unwrap();
+        assert_eq!(attempts.load(SeqCst), 2, "it was not crowded out");
+        assert_eq!(budget.left(), memory(1500));
+    }
 }

@@ -16,7 +16,7 @@ use crate::layer::blocks::Place;
 use crate::layer::entry::{Entry, Whiteout};
 use crate::layer::error::{LayerError, LayerErrorKind};
 use crate::layer::index::{Geometry, LayerIndex};
-use crate::layer::limit::{ADDRESS_BYTES_MAX, SPAN_BYTES_MAX};
+use crate::layer::limit::{ADDRESS_BYTES_MAX, SPAN_BYTES_MAX, Share};
 use crate::layer::outlet::{Downstream, Outlet, Piece, spans};
 use crate::layer::tar::Scanner;
 use crate::layer::unpack::{Unpacker, sniff};
@@ -52,6 +52,8 @@ pub struct IngestOptions {
     pub address_max: u64,
     /// How finely it is cut.
     pub geometry: Geometry,
+    /// What its entries take their memory from.
+    pub share: Share,
 }
 
 impl IngestOptions {
@@ -63,6 +65,7 @@ impl IngestOptions {
             diff_id: None,
             address_max: ADDRESS_BYTES_MAX,
             geometry: Geometry::default(),
+            share: Share::default(),
         }
     }
 }
@@ -108,7 +111,7 @@ impl<S: AddressSink + 'static> Ingest<S> {
             .diff_id
             .as_ref()
             .map_or(Algorithm::Sha256, Digest::algorithm);
-        let reader = Reader::new(algorithm, sink);
+        let reader = Reader::new(algorithm, options.share.clone(), sink);
         let lane = if options.size >= THREAD_BYTES_MIN {
             Lane::spawn(reader).map_err(|e| LayerErrorKind::Thread(e).of(&options.blob))?
         } else {
@@ -334,13 +337,13 @@ struct Read<S> {
 }
 
 impl<S: AddressSink> Reader<S> {
-    fn new(algorithm: Algorithm, sink: S) -> Reader<S> {
+    fn new(algorithm: Algorithm, share: Share, sink: S) -> Reader<S> {
         Reader {
             diff_id: Hasher::new(algorithm),
             span: Sha256::new(),
             span_len: 0,
             sums: Vec::new(),
-            scanner: Scanner::default(),
+            scanner: Scanner::new(share),
             sink,
         }
     }

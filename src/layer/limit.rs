@@ -2,6 +2,8 @@
 //! gzip could ask for all the memory there is.
 
 use std::mem::size_of;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::layer::entry::{Entry, EntryKind, Extent, Whiteout, Xattr};
 use crate::layer::index::LayerIndex;
@@ -39,28 +41,81 @@ pub const SPAN_BYTES_MAX: u64 = 64 << 20;
 pub const ADDRESS_BYTES_MAX: u64 = 256 << 30;
 
 /// Most memory that the entries and whiteouts of all layers of an image may take, in bytes: they are
-/// all there while its tree is made. As many as two of the largest layers have; the largest images
-/// in use need a quarter of it.
+/// made at the same time, and are all there while its tree is made. As many as two of the largest
+/// layers have; the largest images in use need a quarter of it.
 pub const IMAGE_INDEX_BYTES_MAX: u64 = 2 * INDEX_BYTES_MAX;
 
-/// What is left of [`IMAGE_INDEX_BYTES_MAX`].
-#[derive(Debug)]
-pub struct ImageBudget(u64);
+/// What is left of [`IMAGE_INDEX_BYTES_MAX`]; clones are the same budget.
+#[derive(Debug, Clone)]
+pub struct ImageBudget(Arc<AtomicU64>);
 
 impl Default for ImageBudget {
     fn default() -> ImageBudget {
-        ImageBudget(IMAGE_INDEX_BYTES_MAX)
+        ImageBudget::of(IMAGE_INDEX_BYTES_MAX)
     }
 }
 
 impl ImageBudget {
+    pub(crate) fn of(bytes: u64) -> ImageBudget {
+        ImageBudget(Arc::new(AtomicU64::new(bytes)))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn left(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    /// For one more layer, which has taken nothing yet.
+    pub fn share(&self) -> Share {
+        Share(Arc::new(Taken {
+            of: self.clone(),
+            bytes: AtomicU64::new(0),
+        }))
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), LimitError> {
+        let less = |left: u64| left.checked_sub(bytes);
+        let taken = self.0.fetch_update(Relaxed, Relaxed, less);
+        taken.map(drop).map_err(|_too_little| LimitError::Image)
+    }
+
     /// Takes what the index of one more layer needs.
-    pub fn layer(&mut self, index: &LayerIndex) -> Result<(), LimitError> {
+    pub fn layer(&self, index: &LayerIndex) -> Result<(), LimitError> {
         let whiteouts: usize = index.whiteouts.iter().map(bytes_of_whiteout).sum();
         let entries: usize = index.entries.iter().map(bytes_of_entry).sum();
-        let left = self.0.checked_sub((whiteouts + entries) as u64);
-        self.0 = left.ok_or(LimitError::Image)?;
+        self.take((whiteouts + entries) as u64)
+    }
+}
+
+/// What a layer has taken of the [`ImageBudget`] while it is indexed. It is given back when the last
+/// clone is dropped, so whoever keeps the index keeps one.
+#[derive(Debug, Clone)]
+pub struct Share(Arc<Taken>);
+
+#[derive(Debug)]
+struct Taken {
+    of: ImageBudget,
+    bytes: AtomicU64,
+}
+
+impl Share {
+    fn take(&self, bytes: u64) -> Result<(), LimitError> {
+        self.0.of.take(bytes)?;
+        self.0.bytes.fetch_add(bytes, Relaxed);
         Ok(())
+    }
+}
+
+impl Default for Share {
+    /// Of a budget that nobody else takes of.
+    fn default() -> Share {
+        ImageBudget::default().share()
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.of.0.fetch_add(*self.bytes.get_mut(), Relaxed);
     }
 }
 
@@ -69,6 +124,8 @@ impl ImageBudget {
 pub(crate) struct Budget {
     entries: usize,
     bytes: u64,
+    /// Absent for an index that is only read: whoever reads several counts them.
+    share: Option<Share>,
 }
 
 /// The budget is spent.
@@ -93,11 +150,20 @@ impl Default for Budget {
         Budget {
             entries: ENTRIES_MAX,
             bytes: INDEX_BYTES_MAX,
+            share: None,
         }
     }
 }
 
 impl Budget {
+    /// Takes from `share` as well.
+    pub(crate) fn sharing(share: Share) -> Budget {
+        Budget {
+            share: Some(share),
+            ..Budget::default()
+        }
+    }
+
     pub(crate) fn entry(&mut self, entry: &Entry) -> Result<(), LimitError> {
         self.spend(bytes_of_entry(entry))
     }
@@ -117,7 +183,10 @@ impl Budget {
             .bytes
             .checked_sub(bytes as u64)
             .ok_or(LimitError::Memory)?;
-        Ok(())
+        match &self.share {
+            Some(share) => share.take(bytes as u64),
+            None => Ok(()),
+        }
     }
 }
 
@@ -150,12 +219,14 @@ mod tests {
         let mut budget = Budget {
             entries: 1,
             bytes: 1000,
+            share: None,
         };
         assert_eq!(budget.whiteout(&whiteout), Ok(()));
         assert_eq!(budget.whiteout(&whiteout), Err(LimitError::Entries));
         let mut budget = Budget {
             entries: 9,
             bytes: 30,
+            share: None,
         };
         assert_eq!(budget.whiteout(&whiteout), Ok(()));
         assert_eq!(budget.whiteout(&whiteout), Err(LimitError::Memory));
@@ -175,9 +246,31 @@ mod tests {
             spans: Vec::new(),
         };
         let needs = 3 * (size_of::<Whiteout>() as u64 + 1);
-        let mut budget = ImageBudget(2 * needs + 1);
+        let budget = ImageBudget::of(2 * needs + 1);
         assert_eq!(budget.layer(&index), Ok(()));
         assert_eq!(budget.layer(&index), Ok(()));
         assert_eq!(budget.layer(&index), Err(LimitError::Image));
+    }
+
+    #[test]
+    fn layers_that_are_indexed_together_share_what_an_image_may_take() {
+        let whiteout = Whiteout::Path(LayerPath::parse(b"a").unwrap());
+        let image = ImageBudget::of(3 * bytes_of_whiteout(&whiteout) as u64);
+        let shares = [image.share(), image.share()];
+        let [mut one, mut other] = shares.clone().map(Budget::sharing);
+        assert_eq!(one.whiteout(&whiteout), Ok(()));
+        assert_eq!(one.whiteout(&whiteout), Ok(()));
+        assert_eq!(other.whiteout(&whiteout), Ok(()));
+        assert_eq!(other.whiteout(&whiteout), Err(LimitError::Image));
+        // Whoever still has the index still has the share.
+        drop(one);
+        assert_eq!(other.whiteout(&whiteout), Err(LimitError::Image));
+        let [of_one, of_other] = shares;
+        drop(of_one);
+        assert_eq!(other.whiteout(&whiteout), Ok(()));
+        assert_eq!(other.whiteout(&whiteout), Ok(()));
+        assert_eq!(other.whiteout(&whiteout), Err(LimitError::Image));
+        drop((other, of_other));
+        assert_eq!(image.left(), 3 * bytes_of_whiteout(&whiteout) as u64);
     }
 }

@@ -16,7 +16,7 @@ mod tests;
 use crate::layer::entry::{Entry, Extent, Whiteout};
 use crate::layer::limit::{
     Budget, FILE_BYTES_MAX, LONG_NAME_BYTES_MAX, LimitError, PAX_BYTES_MAX, SPARSE_EXTENTS_MAX,
-    SYMLINK_BYTES_MAX, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTRS_MAX,
+    SYMLINK_BYTES_MAX, Share, XATTR_BYTES_MAX, XATTR_NAME_BYTES_MAX, XATTRS_MAX,
 };
 use crate::layer::path::{LayerPath, PathError};
 use crate::layer::tar::entry::{Found, Node, Said};
@@ -142,6 +142,13 @@ pub struct Scanner {
 
 impl Default for Scanner {
     fn default() -> Scanner {
+        Scanner::new(Share::default())
+    }
+}
+
+impl Scanner {
+    /// One that has read nothing; what it finds is taken from `share`.
+    pub fn new(share: Share) -> Scanner {
         Scanner {
             state: State::Header,
             address: 0,
@@ -150,15 +157,13 @@ impl Default for Scanner {
             content: Vec::new(),
             said: Said::default(),
             found: Found {
-                budget: Budget::default(),
+                budget: Budget::sharing(share),
                 entries: vec![],
                 whiteouts: vec![],
             },
         }
     }
-}
 
-impl Scanner {
     /// Reads on.
     pub fn push(&mut self, mut bytes: &[u8]) -> Result<(), TarError> {
         while !bytes.is_empty() {

@@ -23,7 +23,7 @@ pub(super) fn sources(
     is_known: bool,
 ) -> Result<Vec<LayerSource>, Error> {
     let mut sources = Vec::with_capacity(layers.len());
-    let mut budget = ImageBudget::default();
+    let budget = ImageBudget::default();
     for (at, stored) in layers.into_iter().enumerate() {
         let source = match (stored, pack) {
             (Some(stored), _) => own_layer(&stored, &manifest.layers[at], late, is_known)?,

@@ -13,6 +13,7 @@ use crate::cache::{Begin, Cache, Pages, Presence, StoredLayer};
 use crate::content::first_contact::{self, Wanted};
 use crate::content::witness::{Claim, Witness};
 use crate::content::{self, Brought, LayerSource};
+use crate::layer::limit::Share;
 use crate::layer::{LayerIndex, SpanStart, codec};
 use crate::monitor::{Event, Monitor};
 use crate::mount::discover::Pack;
@@ -208,7 +209,9 @@ impl Proof {
         };
         let (cache, wanted) = (&self.cache, &self.wanted);
         let seen = (Witness::new(self.claims()), Some(gate));
-        let passed = first_contact::pass(cache, wanted, new, seen, &Unheard).await;
+        // One layer is proven at a time.
+        let share = Share::default();
+        let passed = first_contact::pass(cache, (wanted, &share), new, seen, &Unheard).await;
         // Whatever came of it may be evicted from now on.
         cache.trim();
         let (own, agrees) = match passed {

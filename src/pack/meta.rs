@@ -84,7 +84,7 @@ impl Meta {
             return Err(PackError("it has too many layers"));
         }
         let mut layers = Vec::new();
-        let mut budget = ImageBudget::default();
+        let budget = ImageBudget::default();
         for _ in 0..count {
             let layer = codec::decode(reader.bytes()?);
             let layer = layer.map_err(|_| PackError("an index in it is damaged"))?;
