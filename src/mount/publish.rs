@@ -90,6 +90,9 @@ pub fn publish(
     if let Some(key) = key {
         manifest.sign(key);
     }
+    // Nor what says what nobody believes.
+    PackManifest::decode(&manifest.encode(), &manifest.subject.digest)
+        .map_err(|e| Error::Publish(e.to_string()))?;
     let mut published = Published {
         image: image.digest.to_string(),
         pack: String::new(),
@@ -133,14 +136,15 @@ fn subject(cache: &Cache, image: &Digest) -> Result<Descriptor, Error> {
     ))
 }
 
-/// The hot ranges of `profile`, their compressed bytes, and how many they are when unpacked.
+/// The hot ranges of `profile`, their compressed bytes, and how many they are when unpacked. Those that
+/// are used first, where not all may be in one part.
 fn hot_part(
     content: &Arc<Content>,
     indexes: &[Arc<LayerIndex>],
     profile: &Profile,
 ) -> Result<(Vec<HotRange>, Vec<u8>, u64), Error> {
     let (mut hot, mut writer, mut total) = (Vec::new(), HotWriter::default(), 0);
-    for touch in &profile.touches {
+    'touches: for touch in &profile.touches {
         let Some(index) = indexes.get(touch.layer as usize) else {
             continue;
         };
@@ -160,9 +164,10 @@ fn hot_part(
             }
             let bytes = read(content, touch.layer, addresses)?;
             range.sha256 = Sha256::digest(&bytes).into();
-            writer
-                .add(&bytes)
-                .map_err(|e| Error::Publish(e.to_string()))?;
+            let added = writer.add(&bytes);
+            if !added.map_err(|e| Error::Publish(e.to_string()))? {
+                break 'touches;
+            }
             total += bytes.len() as u64;
             hot.push(range);
         }

@@ -10,6 +10,7 @@ use crate::cache::PAGE_BYTES;
 use crate::content::profile::addresses_of;
 use crate::layer::LayerIndex;
 use crate::pack::PackError;
+use crate::pack::manifest::PART_BYTES_MAX;
 
 /// Bytes of pages after which the stream is flushed.
 const FLUSH_BYTES: usize = 256 << 10;
@@ -62,6 +63,8 @@ pub struct HotWriter {
     /// Absent when zstd could not be started.
     encoder: Option<zstd::stream::write::Encoder<'static, Vec<u8>>>,
     unflushed: usize,
+    /// Longest part, in bytes.
+    max: u64,
 }
 
 impl std::fmt::Debug for HotWriter {
@@ -73,26 +76,37 @@ impl std::fmt::Debug for HotWriter {
 }
 
 impl Default for HotWriter {
+    /// As long as readers take it.
     fn default() -> HotWriter {
-        HotWriter {
-            encoder: zstd::stream::write::Encoder::new(Vec::new(), LEVEL).ok(),
-            unflushed: 0,
-        }
+        HotWriter::within(PART_BYTES_MAX)
     }
 }
 
 impl HotWriter {
-    /// Adds the bytes of the next range.
-    pub fn add(&mut self, bytes: &[u8]) -> Result<(), PackError> {
+    /// The part has at most `max` bytes.
+    fn within(max: u64) -> HotWriter {
+        HotWriter {
+            encoder: zstd::stream::write::Encoder::new(Vec::new(), LEVEL).ok(),
+            unflushed: 0,
+            max,
+        }
+    }
+
+    /// Adds the bytes of the next range, unless the part might then be too long; whether it did.
+    pub fn add(&mut self, bytes: &[u8]) -> Result<bool, PackError> {
         use std::io::Write as _;
         let encoder = self.encoder.as_mut().ok_or(UNCOMPRESSED)?;
+        let waiting = zstd::zstd_safe::compress_bound(self.unflushed + bytes.len());
+        if (encoder.get_ref().len() + waiting) as u64 > self.max {
+            return Ok(false);
+        }
         encoder.write_all(bytes).map_err(|_| UNCOMPRESSED)?;
         self.unflushed += bytes.len();
         if self.unflushed >= FLUSH_BYTES {
             encoder.flush().map_err(|_| UNCOMPRESSED)?;
             self.unflushed = 0;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// The part's bytes.
@@ -236,6 +250,42 @@ mod tests {
             assert_eq!(lens, [8192, 100, 256 * 4096, 4096]);
             assert!(seen.iter().map(|(range, _)| range).eq(&hot));
         }
+    }
+
+    #[test]
+    fn a_part_ends_before_it_is_longer_than_readers_take() {
+        let size = 64 * PAGE_BYTES;
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut noise = || {
+            let mut bytes = vec![0; size as usize];
+            random.fill(&mut bytes);
+            bytes
+        };
+        let max = 5 * size;
+        let mut writer = HotWriter::within(max);
+        let mut hot = Vec::new();
+        loop {
+            let bytes = noise();
+            if !writer.add(&bytes).unwrap() {
+                break;
+            }
+            hot.push(HotRange {
+                layer: 0,
+                page: 64 * hot.len() as u64,
+                pages: 64,
+                sha256: Sha256::digest(&bytes).into(),
+            });
+        }
+        assert_eq!(hot.len(), 4);
+        let part = writer.finish().unwrap();
+        assert!(part.len() as u64 <= max);
+        let mut reader = HotReader::new(&hot, &[index(10 * size)]).unwrap();
+        reader.push(&part, &mut |_, _| {}).unwrap();
+        reader.finish().unwrap();
+
+        // It is the part that must not be too long, not what it unpacks to.
+        let mut writer = HotWriter::within(max);
+        assert!((0..50).all(|_| writer.add(&vec![b'z'; size as usize]).unwrap()));
     }
 
     #[test]

@@ -30,8 +30,9 @@ pub const EMPTY_BYTES: &[u8] = b"{}";
 /// over 4 MiB, and base64 adds a third.
 pub const INLINE_BYTES_MAX: usize = 2_000_000;
 
-/// Longest part that is fetched, in bytes: what a manifest says of lengths is not believed further.
-const PART_BYTES_MAX: u64 = 1 << 30;
+/// Longest part that is written and fetched, in bytes: what a manifest says of lengths is not believed
+/// further.
+pub(super) const PART_BYTES_MAX: u64 = 1 << 30;
 
 /// Longest part that can only be the frame of no pages, in bytes: an empty zstd frame with its
 /// checksum (RFC 8878, 3.1.1) takes at most 6 + 4 + 3 + 4.
