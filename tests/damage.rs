@@ -945,6 +945,84 @@ fn no_random_damage_gives_wrong_bytes() {
     println!("{trials} trials, {errors} errors, no wrong byte");
 }
 
+// ---- Random damage to any file, with mounts ---------------------------------------------------
+
+/// An image, and the files that it has.
+type Known = (String, Vec<(u64, usize)>);
+
+/// A cache with files of all kinds: of a layer that was made here, of one that is whole, of a pack, and
+/// of what was said of them.
+fn everything(place: &Place, images: [&str; 2], others: &[(u64, usize)]) -> Vec<Known> {
+    let [image, other] = images;
+    let root = place.path("cache/v1");
+    assert_eq!(outcome_of(place, other, false, "fuse", others), Right);
+    place.ok(&["-q", "publish", other]);
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    warm(place, image);
+    let made = (3, 50_000);
+    let changes = place.path("changes");
+    let upper = ["--upper", changes.to_str().unwrap(), "--fill", "never"];
+    let mounted = place.mount_image(image, &upper);
+    std::fs::write(mounted.path("file-3"), noise(made.1, made.0)).unwrap();
+    place.ok(&["-q", "commit", place.mnt().to_str().unwrap(), "made:1"]);
+    drop(mounted);
+    assert_eq!(outcome_of(place, other, false, "fuse", others), Right);
+    place.ok(&["cache", "pin", image]);
+    let opened = Cache::open(&root.join("..")).unwrap();
+    opened
+        .remember_upload(image, "https://registry/upload")
+        .unwrap();
+    std::fs::write(root.join("denied/").join("0".repeat(64)), "").unwrap();
+    let first = files_below(&root.join("layers/sha256")).remove(0);
+    copy(&first, &root.join("tmp/1-0000000000000001"));
+    let all = [LAYERS[0], LAYERS[1], made];
+    vec![
+        (image.to_owned(), LAYERS.to_vec()),
+        (other.to_owned(), others.to_vec()),
+        ("made:1".to_owned(), all.to_vec()),
+    ]
+}
+
+/// Any files of the cache are changed in any way, and whatever is then mounted has the right bytes, or
+/// EIO, or is refused in a line; where there is a network, only what no registry has can be lost.
+#[test]
+fn no_random_damage_to_any_file_gives_wrong_bytes() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    let others = [(5, 60_000), (6, 120_000)];
+    let tars = others.map(|(seed, len)| tar(seed, len));
+    layout::write(&place.path("other"), &tars, Pack::Gzip);
+    let other = support::registry::Registry::serve(place.path("other"));
+    let (image, other) = (registry.image(), other.image());
+    let known = everything(&place, [&image, &other], &others);
+    let (cache, whole) = (place.path("cache"), place.path("whole"));
+    let of_all = all_files(&cache.join("v1"));
+    copy(&cache, &whole);
+    let seed = std::env::var("RSMOUNT_TEST_SEED")
+        .map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
+    println!("seed {seed} (RSMOUNT_TEST_SEED)");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let files: Vec<_> = of_all.iter().map(|f| cache.join("v1").join(f)).collect();
+    let trials = if long() { 2000 } else { 20 };
+    let mut seen = [0; 3];
+    for trial in 0..trials {
+        std::fs::remove_dir_all(&cache).unwrap();
+        copy(&whole, &cache);
+        let (image, of_image) = &known[random.usize(0..known.len())];
+        let offline = random.bool();
+        for _ in 0..random.usize(1..6) {
+            println!("{trial}: {}", random_damage(&mut random, &files));
+        }
+        println!("{trial}: {image}, offline {offline}");
+        let outcome = outcome_of(&place, image, offline, "fuse", of_image);
+        assert!(outcome == Right || offline || image == "made:1");
+        seen[outcome as usize] += 1;
+    }
+    println!("{trials} trials: right, EIO, refused {seen:?}");
+}
+
 // ---- The registry's messages -----------------------------------------------------------------
 
 use faulty::{FAULTS, Fault, Faulty, Message};
