@@ -97,10 +97,6 @@ fn finish(from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> io::Result<()> {
     rustix::fs::fchown(to, Some(uid), Some(gid))?;
     fchmod(to, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     attributes(from, to)?;
-    let time = |seconds: i64, nanoseconds: u64| Timespec {
-        tv_sec: seconds,
-        tv_nsec: i64::try_from(nanoseconds).unwrap_or_default(),
-    };
     futimens(
         to,
         &Timestamps {
@@ -109,6 +105,14 @@ fn finish(from: &OwnedFd, to: &OwnedFd, stat: &Stat) -> io::Result<()> {
         },
     )?;
     Ok(())
+}
+
+/// The nanoseconds of a `Stat` are signed or not, as rustix calls the kernel or the C library.
+fn time(seconds: i64, nanoseconds: impl TryInto<i64>) -> Timespec {
+    Timespec {
+        tv_sec: seconds,
+        tv_nsec: nanoseconds.try_into().unwrap_or_default(),
+    }
 }
 
 fn attributes(from: impl AsFd, to: impl AsFd) -> io::Result<()> {
