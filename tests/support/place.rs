@@ -27,6 +27,11 @@ pub fn long() -> bool {
     std::env::var_os("RSMOUNT_TEST_LONG").is_some_and(|v| v == "1")
 }
 
+/// Whether the binary under test has a sanitizer in it (`contrib/sanitize`).
+pub fn sanitized() -> bool {
+    std::env::var_os("ASAN_OPTIONS").is_some()
+}
+
 /// Says why a test has nothing to do here, past libtest's capture of what tests print.
 pub fn skip(why: &str) {
     let thread = std::thread::current();
@@ -125,6 +130,12 @@ impl Drop for Place {
     fn drop(&mut self) {
         if self.is_mounted() {
             let _failed = self.run(&["umount", "--lazy", self.mnt().to_str().unwrap()]);
+        }
+        // A worker that a sanitizer ends is replaced, and nobody would notice (contrib/sanitize).
+        let log = std::fs::read(self.path("log")).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        if log.contains("AddressSanitizer") && !std::thread::panicking() {
+            panic!("a sanitizer's report in the log:\n{log}");
         }
     }
 }
