@@ -70,6 +70,31 @@ pub(crate) fn in_repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
+/// The layers of `image`, base first, as plain tars in `scratch`.
+pub(crate) fn tars(image: &str, scratch: &Path) -> Vec<PathBuf> {
+    let copy = scratch.join("copy");
+    let source = format!("docker://{image}");
+    let target = format!("dir:{}", copy.to_str().expect("a plain path"));
+    let options = ["copy", "--quiet", "--src-tls-verify=false"];
+    run("skopeo", &[&options[..], &[&source, &target]].concat());
+    let manifest = std::fs::read(copy.join("manifest.json")).expect("a manifest");
+    let manifest: serde_json::Value = serde_json::from_slice(&manifest).expect("JSON");
+    let layers = manifest["layers"].as_array().expect("layers").iter();
+    layers
+        .enumerate()
+        .map(|(n, layer)| {
+            let digest = layer["digest"].as_str().expect("a digest");
+            let (_, hex) = digest.split_once(':').expect("an algorithm");
+            let packed = std::fs::File::open(copy.join(hex)).expect("a layer");
+            let tar = scratch.join(format!("{n}.tar"));
+            let mut to = std::fs::File::create(&tar).expect("a new file");
+            let mut from = flate2::read::MultiGzDecoder::new(packed);
+            std::io::copy(&mut from, &mut to).expect("gzip");
+            tar
+        })
+        .collect()
+}
+
 /// Unpacks `image` into `scratch` by skopeo and umoci.
 /// Returns the root file system and when the unpacking began, in seconds since 1970.
 pub(crate) fn unpack(image: &str, scratch: &Path) -> (PathBuf, u64) {
