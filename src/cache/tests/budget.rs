@@ -91,7 +91,8 @@ fn the_only_copy_of_a_layer_is_never_evicted() {
 #[test]
 fn an_index_may_be_kept_without_its_bytes() {
     let temp = tempfile::tempdir().unwrap();
-    let (cache, blob) = (open_within(&temp, 0), Digest::of(b"large"));
+    // There would be room for them.
+    let (cache, blob) = (open_within(&temp, 64 * MIB), Digest::of(b"large"));
     let content = bytes(MIB as usize + 5);
     let mut layer = begin(&cache, &blob);
     layer.keep_index_only();
