@@ -122,21 +122,52 @@ fn random(path: &Path, threads: u64) -> f64 {
 
 /// A mapping, each page of it touched twice; the rate of the second time.
 pub(crate) fn touch(path: &Path) -> f64 {
-    let script = "
-import mmap, sys, time
-f = open(sys.argv[1], 'rb')
-m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+    mapped(
+        path,
+        "
 def touch():
     began = time.perf_counter()
     m[::4096]
     return len(m) / 1e6 / (time.perf_counter() - began)
 touch()
-print(touch())";
+print(touch())",
+    )
+}
+
+/// Length of the folios that hold a file in the page cache, in the mean, in KiB: pages by heads of
+/// compound pages (proc(5), pagemap; admin-guide/mm/pagemap.rst of the kernel, kpageflags).
+pub(crate) fn folio_kib(path: &Path) -> f64 {
+    mapped(
+        path,
+        "
+TAIL = 1 << 16
+m[::4096]
+for line in open('/proc/self/maps'):
+    if line.rstrip().endswith(sys.argv[1]):
+        first = int(line.split('-')[0], 16) // 4096
+pages, folios = len(m) // 4096, 0
+entries = open('/proc/self/pagemap', 'rb', buffering=0)
+flags = open('/proc/kpageflags', 'rb', buffering=0)
+entries.seek(first * 8)
+numbers = [e & (1 << 55) - 1 for e in struct.unpack(f'{pages}Q', entries.read(pages * 8))]
+for number in numbers:
+    flags.seek(number * 8)
+    flag = struct.unpack('Q', flags.read(8))[0]
+    folios += not flag & TAIL
+print(4 * pages / folios)",
+    )
+}
+
+/// The number that a script prints which has `path` mapped as `m`.
+fn mapped(path: &Path, script: &str) -> f64 {
+    let head = "
+import mmap, struct, sys, time
+f = open(sys.argv[1], 'rb')
+m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)";
     let mut command = std::process::Command::new("python3");
-    let output = command.args(["-c", script]).arg(path).output().unwrap();
-    String::from_utf8(output.stdout)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap()
+    let output = command.arg("-c").arg(format!("{head}{script}"));
+    let output = output.arg(path).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let number = String::from_utf8_lossy(&output.stdout);
+    number.trim().parse().unwrap_or_else(|_| panic!("{said}"))
 }
