@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -17,6 +18,13 @@ use crate::mount::error::Error;
 use crate::mount::mountpoint::{self, MountpointError};
 use crate::mount::record;
 use crate::oci::Digest;
+
+/// How the files are named behind their dot.
+const EXTENSION: &str = "mounting";
+
+/// Who clears up holds a lock for an instant, who mounts for longer than all these looks take.
+const LOOKS: u32 = 10;
+const LOOKS_APART: Duration = Duration::from_millis(5);
 
 /// Held until what is mounted has its record; the lock ends with the process, however it ends.
 #[derive(Debug)]
@@ -37,8 +45,9 @@ impl Mounting {
         let named = [namespace.as_path(), mountpoint].map(|path| path.as_os_str().as_bytes());
         let name = Digest::of(&named.join(&0));
         let lock = record::directory().and_then(|dir| {
-            let path = dir.join(format!("{}.mounting", name.hex()));
-            Ok(lock(&path)?.map(|file| Mounting {
+            clear(&dir);
+            let path = dir.join(format!("{}.{EXTENSION}", name.hex()));
+            Ok(lock_soon(&path)?.map(|file| Mounting {
                 path,
                 _locked: file,
             }))
@@ -57,6 +66,31 @@ impl Drop for Mounting {
         // While it is locked: whoever has it open already finds that it is not the one with this name.
         let _gone = std::fs::remove_file(&self.path);
     }
+}
+
+/// Removes from `dir` what processes that were killed while they mounted have left.
+pub(super) fn clear(dir: &Path) {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let paths = entries.map(|entry| entry.path());
+    for path in paths.filter(|path| path.extension().is_some_and(|e| e == EXTENSION)) {
+        if let Ok(Some(locked)) = lock(&path) {
+            drop(Mounting {
+                path,
+                _locked: locked,
+            });
+        }
+    }
+}
+
+/// As [`lock`], but for whoever holds it no longer than a moment.
+fn lock_soon(path: &Path) -> io::Result<Option<File>> {
+    for _ in 1..LOOKS {
+        if let Some(file) = lock(path)? {
+            return Ok(Some(file));
+        }
+        std::thread::sleep(LOOKS_APART);
+    }
+    lock(path)
 }
 
 /// The file at `path`, locked; `None` when another has it.
@@ -93,5 +127,33 @@ mod tests {
         drop(mounting);
         assert!(!path.exists(), "nothing is left behind");
         assert!(lock(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn what_dead_processes_left_is_cleared_and_what_is_held_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let [left, held, other] =
+            ["left.mounting", "held.mounting", "1.json"].map(|name| dir.path().join(name));
+        std::fs::write(&left, "").unwrap();
+        std::fs::write(&other, "").unwrap();
+        let locked = lock(&held).unwrap().unwrap();
+        clear(dir.path());
+        assert!(!left.exists() && held.exists() && other.exists());
+        assert!(lock_soon(&held).unwrap().is_none());
+        drop(locked);
+        clear(dir.path());
+        assert!(!held.exists());
+    }
+
+    #[test]
+    fn who_clears_up_keeps_nobody_from_mounting() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.mounting");
+        let clearing = lock(&path).unwrap().unwrap();
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| lock_soon(&path).unwrap().is_some());
+            drop(clearing);
+            assert!(waiting.join().unwrap());
+        });
     }
 }

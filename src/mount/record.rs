@@ -11,9 +11,9 @@ use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
 
 use crate::mount::engine::Choice;
-use crate::mount::mountpoint;
 use crate::mount::privilege;
 use crate::mount::sandbox::Walls;
+use crate::mount::{mounting, mountpoint};
 
 /// How long a worker may take to end after its mount has.
 const GOODBYE: Duration = Duration::from_secs(5);
@@ -169,10 +169,11 @@ pub(super) fn is_writable(mountpoint: &Path) -> bool {
 }
 
 /// All mounts of this user, oldest first. Records of dead workers whose mount is gone as well are
-/// removed on the way.
+/// removed on the way, and so is what killed processes left while they mounted.
 pub fn list() -> io::Result<Vec<Record>> {
-    let mut records = Vec::new();
-    for entry in std::fs::read_dir(directory()?)? {
+    let (mut records, dir) = (Vec::new(), directory()?);
+    mounting::clear(&dir);
+    for entry in std::fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|e| e == "json") {
             records.extend(read(&path));
