@@ -285,6 +285,11 @@ impl Content {
         self.learning.load(Ordering::Relaxed)
     }
 
+    /// Whether reading ahead costs nothing and blurs nothing.
+    pub fn allows_read_ahead(&self) -> bool {
+        self.is_complete() && !self.is_learning()
+    }
+
     /// The first start is over.
     pub fn learned(&self) {
         self.learning.store(false, Ordering::Relaxed);

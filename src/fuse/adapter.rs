@@ -40,7 +40,7 @@ impl Adapter {
 
 impl Filesystem for Adapter {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        init::negotiate(config, init::reads_ahead(self.fs.content()));
+        init::negotiate(config, self.fs.content().allows_read_ahead());
         // With it, the kernel asks for the ACL of every inode whose permission it checks.
         if self.fs.has_acls() {
             let _unsupported = config.add_capabilities(InitFlags::FUSE_POSIX_ACL);

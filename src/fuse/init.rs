@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use fuser::{InitFlags, KernelConfig};
 
-use crate::content::Content;
-
 /// Entries and attributes never change. The kernel computes in jiffies: a very large number of
 /// seconds means "for ever" without an overflow.
 pub(super) const FOR_EVER: Duration = Duration::from_secs(u32::MAX as u64);
@@ -18,11 +16,6 @@ const READAHEAD_LAZY_BYTES: u32 = 16 << 10;
 
 /// Read-ahead once all bytes are local. The kernel caps what it is asked for at INIT.
 const READAHEAD_LOCAL_BYTES: u32 = 1 << 20;
-
-/// Whether reading ahead costs nothing and blurs nothing.
-pub(super) fn reads_ahead(content: &Content) -> bool {
-    content.is_complete() && !content.is_learning()
-}
 
 /// Asks for all that saves round trips: a kernel without one of them still works.
 pub(super) fn negotiate(config: &mut KernelConfig, reads_ahead: bool) {

@@ -46,7 +46,7 @@ impl Layers {
 
 impl Filesystem for Layers {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        init::negotiate(config, init::reads_ahead(self.files.image().content()));
+        init::negotiate(config, self.files.image().content().allows_read_ahead());
         Ok(())
     }
 

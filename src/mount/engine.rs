@@ -21,8 +21,9 @@ use crate::fs::{ImageFs, LayerFiles};
 use crate::fuse::{Detached, Eraser, MountFlags, Session, Unmounter};
 use crate::mount::error::Error;
 use crate::mount::image_file::ImageFile;
+use crate::mount::readahead::{self, ReadAhead};
 use crate::mount::request::{Engine, MountRequest};
-use crate::mount::{erofs_mount, mountpoint, readahead, refused, selftest};
+use crate::mount::{erofs_mount, mountpoint, refused, selftest};
 use crate::oci::Digest;
 
 /// A mount in its place.
@@ -78,12 +79,22 @@ pub(crate) struct Behind {
     pub(crate) connection: Option<String>,
     /// Present with the kernel engine.
     pub(crate) kernel: Option<Devices>,
+    /// Of bytes that are local.
+    read_ahead: ReadAhead,
 }
 
 impl Behind {
-    /// What another worker has handed over.
-    pub(super) fn again(connection: Option<String>, kernel: Option<Devices>) -> Behind {
-        Behind { connection, kernel }
+    /// Also what another worker has handed over.
+    pub(super) fn of(
+        request: &MountRequest,
+        connection: Option<String>,
+        kernel: Option<Devices>,
+    ) -> Behind {
+        Behind {
+            connection,
+            kernel,
+            read_ahead: ReadAhead::beside(&request.cache_dir),
+        }
     }
 
     /// Where reading ahead costs nothing any more.
@@ -93,7 +104,7 @@ impl Behind {
             .as_ref()
             .and_then(|kernel| kernel.erofs.as_ref());
         for device in self.connection.iter().chain(erofs) {
-            readahead::raise(device);
+            self.read_ahead.raise(device);
         }
     }
 }
@@ -215,10 +226,11 @@ fn by_fuse(
         source,
     })?;
     let unmounter = session.unmounter();
-    let behind = Behind {
-        connection: mountpoint::device(place),
-        kernel: None,
-    };
+    let behind = Behind::of(request, mountpoint::device(place), None);
+    if fs.content().allows_read_ahead() {
+        // What is agreed at INIT is bounded by the kernel's 128 KiB.
+        behind.raise_read_ahead();
+    }
     Ok(Mounted {
         answerer: Answerer::Later(Box::new(session), fs.totals().files),
         unmounter: Some(unmounter),
@@ -264,10 +276,7 @@ fn by_kernel(request: &MountRequest, place: &Path, parts: &Parts) -> Result<Moun
         answerer: Answerer::Now(answering),
         unmounter: Some(Unmounter::directly(place)),
         choice: Choice::new("kernel", "the kernel has passed the self-test"),
-        behind: Behind {
-            connection,
-            kernel: Some(Devices { erofs, plan }),
-        },
+        behind: Behind::of(request, connection, Some(Devices { erofs, plan })),
     })
 }
 
@@ -310,13 +319,11 @@ fn attach(
     image: &ImageFile,
     files: &OwnedFd,
 ) -> Result<Option<String>, String> {
-    let reads_ahead = {
-        let content = parts.fs.content();
-        content.is_complete() && !content.is_learning()
-    };
+    let reads_ahead = parts.fs.content().allows_read_ahead();
+    let read_ahead = ReadAhead::beside(&request.cache_dir);
     if reads_ahead && let Some(device) = device_of(files) {
         // What EROFS opens keeps the read-ahead that there is now.
-        readahead::raise(&device);
+        read_ahead.raise(&device);
     }
     let lent = lent(parts, image);
     let own = erofs_mount::path_of(files);
@@ -335,7 +342,7 @@ fn attach(
     let device = device_of(&mounted);
     if let Some(device) = &device {
         match reads_ahead {
-            true => readahead::raise(device),
+            true => read_ahead.raise(device),
             false => readahead::lower(device),
         }
     }

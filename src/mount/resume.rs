@@ -69,6 +69,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
     };
     Ok(Prepared {
         mounting: None,
+        behind: Behind::of(&request, taken.handed.device, taken.handed.kernel),
         asks: revalidate::is_wanted(&request),
         request,
         answerer: Some(Answerer::Later(Box::new(session), inodes)),
@@ -85,7 +86,6 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
             keeper,
         },
         upper,
-        behind: Behind::again(taken.handed.device, taken.handed.kernel),
         learner,
         unmounter,
         tree: taken.handed.tree,

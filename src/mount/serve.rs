@@ -150,7 +150,7 @@ fn watch(
         .content()
         .start(Box::new(move |notice| match notice {
             Notice::Complete => {
-                if !started.content().is_learning() {
+                if started.content().allows_read_ahead() {
                     behind.raise_read_ahead();
                 }
                 if lends {
@@ -394,7 +394,7 @@ fn learn(
         .spawn(move || {
             learner.run(fs.content(), &waiting, || {
                 fs.content().learned();
-                if fs.content().is_complete() {
+                if fs.content().allows_read_ahead() {
                     behind.raise_read_ahead();
                 }
             });
