@@ -166,14 +166,18 @@ fn kinds(changes: &[Change]) -> String {
     )
 }
 
+fn seeded() -> (u64, fastrand::Rng) {
+    let seed = std::env::var("RSMOUNT_TEST_SEED")
+        .map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
+    println!("seed {seed} (RSMOUNT_TEST_SEED)");
+    (seed, fastrand::Rng::with_seed(seed))
+}
+
 fn rolled_back(engine: &str, pack: Pack) {
     if !can_mount() {
         return;
     }
-    let seed = std::env::var("RSMOUNT_TEST_SEED")
-        .map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
-    println!("seed {seed} (RSMOUNT_TEST_SEED)");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let (seed, mut random) = seeded();
     let (tars, expected) = image();
     let place = Place::new();
     layout::write(&place.path("image"), &tars, pack);
@@ -239,4 +243,75 @@ fn a_power_cut_leaves_nothing_wrong() {
 #[test]
 fn a_power_cut_under_the_kernel_engine_leaves_nothing_wrong() {
     rolled_back("auto", Pack::Plain);
+}
+
+/// Of what was loaded or committed there is no other copy: once the command has ended, no power cut
+/// takes any of it.
+#[test]
+fn what_is_only_here_outlasts_a_power_cut() {
+    if !can_mount() {
+        return;
+    }
+    let (seed, mut random) = seeded();
+    let (tars, expected) = image();
+    let place = Place::new();
+    layout::write(&place.path("image"), &tars, Pack::Gzip);
+    let registry = Registry::serve(place.path("image"));
+    let archive = place.path("archive");
+    let archive = archive.to_str().unwrap();
+    let saved = ["-q", "save", "--format", "oci-archive", "-o", archive];
+    place.ok(&[&saved[..], &[&registry.image()]].concat());
+    drop(registry);
+    let cache = place.path("cache");
+    std::fs::remove_dir_all(&cache).unwrap();
+    std::fs::create_dir(&cache).unwrap();
+    let recorder = Recorder::mount(&cache);
+    place.ok(&["-q", "load", "-i", archive, "--name", "loaded:1"]);
+    let loaded = recorder.changes().len();
+    let upper = place.path("upper");
+    let upper = upper.to_str().unwrap();
+    let mounted = place.mount_image("loaded:1", &["--engine", "fuse", "--upper", upper]);
+    std::fs::write(place.mnt().join("new"), noise(99)).unwrap();
+    drop(mounted);
+    place.ok(&["commit", "-q", upper, "mine:1"]);
+    let committed = recorder.changes().len();
+    let mounted = place.mount_image("mine:1", &["--engine", "fuse"]);
+    let mine = seen::look(&place.mnt());
+    drop(mounted);
+    let changes = recorder.changes();
+    drop(recorder);
+    assert!(loaded < committed && committed < changes.len());
+    let mut wrong = Vec::new();
+    let states = if long() { 200 } else { 12 };
+    for state in 0..states {
+        let (name, from, expected) = match state % 2 {
+            0 => ("loaded:1", loaded, &expected),
+            _ => ("mine:1", committed, &mine),
+        };
+        // Most is lost at the moment when the command ends.
+        let end = match state % 4 {
+            0 | 1 => from,
+            _ => random.usize(from..=changes.len()),
+        };
+        let what = format!("{name}, seed {seed}, state {state}: {end} changes");
+        std::fs::remove_dir_all(&cache).unwrap();
+        recorder::after_power_cut(&changes[..end], &mut random).write_to(&cache);
+        start_anew(&cache);
+        let mnt = place.mnt();
+        let output = place.run(&["-q", "--engine", "fuse", name, mnt.to_str().unwrap()]);
+        if !output.status.success() {
+            wrong.push(format!("{what}: not mounted: {output:?}"));
+            continue;
+        }
+        match std::panic::catch_unwind(|| seen::look(&mnt)) {
+            Err(_) => wrong.push(format!("{what}: a read failed")),
+            Ok(found) => {
+                let all = seen::differences(expected, &found);
+                wrong.extend(all.iter().map(|d| format!("{what}: {d}")));
+            }
+        }
+        drop(Mounted::adopt(&place));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    println!("{states} states, all of what is only here");
 }
