@@ -141,7 +141,11 @@ fn utilities() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default());
     let cache = cache.unwrap_or_else(|| home().join(".cache"));
-    if !long() && !cache.join("rsmount-erofs-utils").exists() {
+    let built = cache.join("rsmount-erofs-utils/bin");
+    if built.join("mkfs.erofs").exists() {
+        return built;
+    }
+    if !long() {
         return PathBuf::new();
     }
     let _one_at_a_time = INSTALLING.lock();
