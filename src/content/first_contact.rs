@@ -71,7 +71,7 @@ async fn ingest_within(
     for wanted in distinct {
         let (budget, cache, monitor) = (budget.clone(), cache.clone(), monitor.clone());
         tasks.spawn(async move {
-            let done = one(&budget, &cache, &wanted, &*monitor).await;
+            let done = one(&budget, &cache, &wanted, &*monitor, Company::Others).await;
             (wanted, done)
         });
     }
@@ -99,7 +99,7 @@ async fn ingest_within(
     }
     outcome?;
     for wanted in crowded_out {
-        shares.push(one(budget, cache, &wanted, &*monitor).await?);
+        shares.push(one(budget, cache, &wanted, &*monitor, Company::Nobody).await?);
     }
     let stored = |digest: &Digest| -> Result<StoredLayer, Error> {
         cache.layer(digest)?.ok_or(Error::Abandoned)
@@ -116,12 +116,21 @@ fn is_crowded_out(error: &Error) -> bool {
     ))
 }
 
-/// Makes one known; gives what its index has taken.
+/// Whether other layers are indexed at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Company {
+    Others,
+    Nobody,
+}
+
+/// Makes one known; gives what its index has taken. In company its source is not blamed for what
+/// others have taken.
 async fn one(
     budget: &ImageBudget,
     cache: &Cache,
     wanted: &Wanted,
     monitor: &dyn Monitor,
+    company: Company,
 ) -> Result<Share, Error> {
     let whole = ByteRange::new(0, wanted.blob.size());
     loop {
@@ -130,7 +139,8 @@ async fn one(
         let Err(error @ Error::Layer(_)) = outcome else {
             return outcome.map(|()| share);
         };
-        if !wanted.blob.distrust(whole) {
+        let is_innocent = company == Company::Others && is_crowded_out(&error);
+        if is_innocent || !wanted.blob.distrust(whole) {
             return Err(error);
         }
         tracing::warn!(%error, "asking elsewhere");
@@ -435,6 +445,10 @@ mod tests {
 
         fn size(&self) -> u64 {
             self.truth.1.len() as u64
+        }
+
+        fn distrust(&self, _: ByteRange) -> bool {
+            panic!("what tells the truth was blamed")
         }
 
         fn open(&self, _all: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
