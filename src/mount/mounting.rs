@@ -22,7 +22,8 @@ use crate::oci::Digest;
 /// How the files are named behind their dot.
 const EXTENSION: &str = "mounting";
 
-/// Who clears up holds a lock for an instant, who mounts for longer than all these looks take.
+/// Who clears up holds a lock for an instant. Who mounts may be done before all these looks are over:
+/// then the mount itself is what is found.
 const LOOKS: u32 = 10;
 const LOOKS_APART: Duration = Duration::from_millis(5);
 
@@ -82,7 +83,7 @@ pub(super) fn clear(dir: &Path) {
     }
 }
 
-/// As [`lock`], but for whoever holds it no longer than a moment.
+/// As [`lock`], but looks again for 45 ms while somebody holds it.
 fn lock_soon(path: &Path) -> io::Result<Option<File>> {
     for _ in 1..LOOKS {
         if let Some(file) = lock(path)? {

@@ -90,7 +90,7 @@ pub fn publish(
     if let Some(key) = key {
         manifest.sign(key);
     }
-    // Nor what says what nobody believes.
+    // Nor one that readers would refuse.
     PackManifest::decode(&manifest.encode(), &manifest.subject.digest)
         .map_err(|e| Error::Publish(e.to_string()))?;
     let mut published = Published {
@@ -166,6 +166,10 @@ fn hot_part(
             range.sha256 = Sha256::digest(&bytes).into();
             let added = writer.add(&bytes);
             if !added.map_err(|e| Error::Publish(e.to_string()))? {
+                tracing::warn!(
+                    ranges = hot.len(),
+                    "the hot part is as long as readers take"
+                );
                 break 'touches;
             }
             total += bytes.len() as u64;
