@@ -4,9 +4,8 @@
 //! range request, and during the first start of an image, because what is read ahead then would be
 //! taken for hot by all later starts. Once they are local it is that of the disk under the cache, at least
 //! 1 MiB, and 1 MiB where the cache lies on no single disk: with less, a mount waits for the disk where
-//! a directory on it does not. The kernel's setting of a mount
-//! (its "backing device") can be written by root; without that it stays as it is, which costs speed
-//! only.
+//! a directory on it does not. The kernel's setting of a mount (its "backing device") can be written by
+//! root; without that it stays as it is, which costs speed only.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
