@@ -1,5 +1,6 @@
-//! Load: many readers on absent data, many mounts, and one large file for many processes. The worker
-//! stays small, the registry sees few connections, and no span is asked for twice.
+//! Load: many readers on absent data, many mounts, one large file for many processes, and readers
+//! beside a fill. The worker stays small, the registry sees few connections, no span is asked for
+//! twice, and who waits goes first.
 #![allow(
     clippy::unwrap_used,
     clippy::type_complexity,
@@ -11,23 +12,32 @@
     reason = "a test"
 )]
 
+#[path = "../benches/support/link.rs"]
+#[allow(
+    dead_code,
+    clippy::expect_used,
+    reason = "the benchmarks use the rest of it"
+)]
+mod link;
 #[path = "support/all.rs"]
 mod support;
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use link::Link;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Place, can_mount, long};
-use support::registry::Registry;
+use support::place::{Mounted, Place, can_mount, long};
+use support::registry::{Asked, Registry};
 
 const MIB: u64 = 1 << 20;
 
@@ -388,4 +398,125 @@ fn fifty_processes_read_one_large_file_at_once() {
         fetched <= blob_bytes + blob_bytes / 4 + MIB,
         "{fetched} bytes fetched"
     );
+}
+
+/// Requests that a fill has under way at a time: the most that may still come when a reader has begun
+/// to wait, because they had been let go before.
+const FILL_REQUESTS: usize = 2;
+
+/// How much longer readers may take beside a fill. Those two requests are for what comes in 50 ms
+/// each; beside a fill that went on, a reader had a third of the link.
+const BESIDE_A_FILL_MAX: f64 = 2.0;
+
+/// An image of one layer behind a slow link, and how its files are read while a fill goes on.
+struct SlowImage {
+    place: Place,
+    registry: Registry,
+    name: String,
+    blob: Vec<u8>,
+    digest: String,
+}
+
+impl SlowImage {
+    fn new(files: u64) -> SlowImage {
+        let (place, registry) = served(files);
+        let name = registry.image();
+        let (host, path) = name.split_once('/').unwrap();
+        let link = Link::new(host, Duration::from_millis(20), 40.0);
+        let name = format!("{}/{path}", link.address());
+        // The largest blob is the layer.
+        let blobs = std::fs::read_dir(place.path("image/blobs/sha256")).unwrap();
+        let blobs = blobs.map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+        let blob = blobs.max_by_key(Vec::len).unwrap();
+        let digest = rsmount::oci::Digest::of(&blob).to_string();
+        SlowImage {
+            place,
+            registry,
+            name,
+            blob,
+            digest,
+        }
+    }
+
+    fn mount(&self, fill: &str) -> Mounted<'_> {
+        let options = ["--engine", "fuse", "--fill", fill];
+        self.place.mount_image(&self.name, &options)
+    }
+
+    /// What was asked for of the layer, after the first `before` requests for it.
+    fn asked(&self, before: usize) -> Vec<Asked> {
+        let mut asked = self.registry.control.asked();
+        asked.retain(|asked| asked.digest == self.digest);
+        asked.split_off(before)
+    }
+
+    /// Where file `n` lies in the layer, and a little of what stands before it: spans do not begin
+    /// with files.
+    fn place_of(&self, n: u64) -> Range<u64> {
+        let begin = &noise(n)[..512];
+        let blocks = &mut self.blob.chunks(512);
+        let start = 512 * blocks.position(|block| block == begin).unwrap() as u64;
+        start - (256 << 10)..start + MIB
+    }
+
+    /// Reads file `n` from begin to end; how long it took.
+    fn read(&self, mounted: &Mounted<'_>, n: u64) -> Duration {
+        let began = Instant::now();
+        let bytes = std::fs::read(mounted.path(&format!("d/{n}"))).unwrap();
+        let took = began.elapsed();
+        assert!(bytes == noise(n), "WRONG BYTES");
+        took
+    }
+}
+
+/// A reader gets the link, not its share of it: while it waits, a fill asks for nothing more than it
+/// had asked for before.
+#[test]
+fn a_fill_starves_no_reader_of_a_slow_link() {
+    if !can_mount() {
+        return;
+    }
+    const FILES: u64 = 48;
+    // The last ones: a fill begins at the front, and does not get there in the time of this test.
+    let read: Vec<u64> = (FILES - 12..FILES).step_by(2).collect();
+    let alone = {
+        let image = SlowImage::new(FILES);
+        let mounted = image.mount("never");
+        let took = read.iter().map(|n| image.read(&mounted, *n));
+        took.sum::<Duration>()
+    };
+    // Another cache: this one knows what will be read.
+    let image = SlowImage::new(FILES);
+    let mounted = image.mount("now");
+    let (mut beside, mut slipped_in, mut between) = (Duration::ZERO, Vec::new(), 0);
+    for n in &read {
+        let before = image.asked(0).len();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while image.asked(before).len() < 2 * FILL_REQUESTS {
+            assert!(Instant::now() < deadline, "no fill goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let before = before + image.asked(before).len();
+        beside += image.read(&mounted, *n);
+        let (asked, file) = (image.asked(before), image.place_of(*n));
+        let of_reader = |asked: &Asked| file.contains(&asked.range.start);
+        let first = asked
+            .iter()
+            .position(of_reader)
+            .expect("nobody had to wait");
+        let of_fill = asked[first..].iter().filter(|asked| !of_reader(asked));
+        slipped_in.push(of_fill.count());
+        between += first + 2 * FILL_REQUESTS;
+    }
+    let ratio = beside.as_secs_f64() / alone.as_secs_f64();
+    println!(
+        "{} readers: {} ms alone, {} ms beside a fill ({ratio:.2} times), whose requests came between \
+         them ({between}), and while they waited: {slipped_in:?}",
+        read.len(),
+        alone.as_millis(),
+        beside.as_millis(),
+    );
+    let most = slipped_in.iter().max().unwrap();
+    assert!(*most <= FILL_REQUESTS, "{slipped_in:?} requests of a fill");
+    assert!(ratio <= BESIDE_A_FILL_MAX, "{ratio:.2} times as long");
 }
