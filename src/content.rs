@@ -230,9 +230,10 @@ impl Content {
         runtime: Option<Runtime>,
     ) -> Arc<Content> {
         let recorder = Recorder::new(layers.iter().map(|l| l.pages.size()));
+        let total = layers.iter().map(|l| l.pages.size()).sum();
         let layer = |(number, source): (u32, LayerSource)| Layer {
             number,
-            fringe: Fringe::new(source.pages.size()),
+            fringe: Fringe::new(source.pages.size(), total),
             runs: Runs::default(),
             windows: Windows::default(),
             proven: OnceLock::new(),

@@ -4,8 +4,12 @@
 //! Spans are not page aligned, so a page store alone could not hold the edges of a span that came
 //! without its neighbour. Kept here they can be read at once; when the neighbour comes the page
 //! is completed and stored.
+//!
+//! A neighbour may never come, and readers of pieces far apart leave two edges a piece: without a
+//! bound these were 3 % of all that was ever read. What was not used for longest makes room. Its
+//! span is then absent again as far as that edge goes, and is fetched once more when somebody wants
+//! it.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -18,6 +22,13 @@ use crate::content::error::Error;
 /// Pages kept in memory when the disk is full: enough for the reads of one span at a time.
 const OVERFLOW_PAGES: std::num::NonZeroUsize = std::num::NonZeroUsize::new(2048).unwrap();
 
+/// Pages of one mount of which edges are kept: those of two thousand spans whose neighbours have not
+/// come, or 8 MiB.
+const EDGES: u64 = 4096;
+
+/// As many pages any layer may have, so that spans that come at the same time find each other's edges.
+const EDGES_MIN: usize = 256;
+
 /// The part of a page that one span gave.
 #[derive(Debug, Clone)]
 struct Edge {
@@ -27,7 +38,8 @@ struct Edge {
 
 #[derive(Debug)]
 struct Kept {
-    edges: HashMap<u64, Vec<Edge>>,
+    /// By page; no more than `edges_max`.
+    edges: LruCache<u64, Vec<Edge>>,
     overflow: LruCache<u64, Box<[u8]>>,
 }
 
@@ -35,18 +47,28 @@ struct Kept {
 #[derive(Debug)]
 pub(super) struct Fringe {
     size: u64,
+    edges_max: usize,
     kept: Mutex<Kept>,
     used: AtomicBool,
 }
 
 impl Fringe {
-    pub(super) fn new(size: u64) -> Fringe {
+    /// For a layer of `size` bytes in an image whose layers have `total`.
+    pub(super) fn new(size: u64, total: u64) -> Fringe {
+        let share = u128::from(EDGES) * u128::from(size) / u128::from(total.max(1));
+        let edges_max = usize::try_from(share).unwrap_or(usize::MAX);
+        Fringe::keeping(size, edges_max.max(EDGES_MIN))
+    }
+
+    fn keeping(size: u64, edges_max: usize) -> Fringe {
         let kept = Kept {
-            edges: HashMap::new(),
+            // Few layers need as many as they may have: nothing is allocated for them beforehand.
+            edges: LruCache::unbounded(),
             overflow: LruCache::new(OVERFLOW_PAGES),
         };
         Fringe {
             size,
+            edges_max,
             kept: Mutex::new(kept),
             used: AtomicBool::new(false),
         }
@@ -104,7 +126,10 @@ impl Fringe {
         }
         let whole = {
             let mut kept = self.lock();
-            let edges = kept.edges.entry(number).or_default();
+            while kept.edges.len() >= self.edges_max && !kept.edges.contains(&number) {
+                kept.edges.pop_lru();
+            }
+            let edges = kept.edges.get_or_insert_mut(number, Vec::new);
             if edges.iter().all(|e| e.range != range) {
                 edges.push(Edge {
                     range,
@@ -117,7 +142,7 @@ impl Fringe {
         };
         if let Some(whole) = whole {
             self.store_pages(pages, page.start(), &whole);
-            self.lock().edges.remove(&number);
+            self.lock().edges.pop(&number);
         }
     }
 
@@ -190,4 +215,71 @@ fn join(page: ByteRange, edges: &[Edge]) -> Option<Vec<u8>> {
         whole.extend_from_slice(&edge.bytes);
     }
     (whole.len() as u64 == page.len()).then_some(whole)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::{Begin, Cache};
+    use crate::oci::Digest;
+
+    const SPAN: u64 = 10_000;
+
+    /// Empty pages of a layer of so many spans, none of which begins or ends with a page but the first.
+    fn pages(cache: &Cache, spans: u64) -> Pages {
+        let Begin::New(mut new) = cache.begin(&Digest::of(b"blob"), 4).unwrap() else {
+            panic!("nobody has it");
+        };
+        new.keep_index_only();
+        for _ in 0..spans {
+            new.write(&[0; SPAN as usize]).unwrap();
+        }
+        new.commit(b"index").unwrap().pages().unwrap()
+    }
+
+    fn span(n: u64) -> ByteRange {
+        ByteRange::at(n * SPAN, SPAN).unwrap()
+    }
+
+    fn bytes(n: u64) -> Vec<u8> {
+        (0..SPAN).map(|at| (n * 7 + at) as u8).collect()
+    }
+
+    /// Whether all of a span can be read, and is right.
+    fn is_there(fringe: &Fringe, pages: &Pages, n: u64) -> bool {
+        let (mut out, mut scratch) = (vec![0; SPAN as usize], Vec::new());
+        let found = fringe.read(pages, span(n), &mut out, &mut scratch).unwrap() == Presence::Read;
+        assert!(!found || out == bytes(n), "wrong bytes of span {n}");
+        found
+    }
+
+    #[test]
+    fn edges_whose_neighbours_never_come_do_not_pile_up() {
+        let temp = tempfile::tempdir().unwrap();
+        let cache = Cache::open(temp.path()).unwrap();
+        let pages = pages(&cache, 101);
+        let fringe = Fringe::keeping(101 * SPAN, 20);
+        for n in (1..101).step_by(2) {
+            fringe.store(&pages, span(n), &bytes(n));
+            assert!(is_there(&fringe, &pages, n));
+            assert!(fringe.lock().edges.len() <= 20);
+        }
+        assert!(is_there(&fringe, &pages, 91), "the last ones are kept");
+        assert!(!is_there(&fringe, &pages, 1), "the first ones were");
+        // What comes once more is as good as what came first.
+        for n in 0..101 {
+            fringe.store(&pages, span(n), &bytes(n));
+            assert!(is_there(&fringe, &pages, n));
+        }
+        assert!((1..100).all(|n| is_there(&fringe, &pages, n)));
+        assert_eq!(fringe.lock().edges.len(), 0, "all pages are whole");
+    }
+
+    #[test]
+    fn layers_share_what_a_mount_may_keep() {
+        let (small, large) = (Fringe::new(1, 1 << 30), Fringe::new((1 << 30) - 1, 1 << 30));
+        assert_eq!(small.edges_max, EDGES_MIN);
+        assert_eq!(large.edges_max, EDGES as usize - 1);
+        assert_eq!(Fringe::new(0, 0).edges_max, EDGES_MIN);
+    }
 }
