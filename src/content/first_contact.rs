@@ -335,13 +335,18 @@ mod tests {
         }
     }
 
+    /// Far more than any of these takes; a layer that waits for what never comes fails then.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
     async fn ingest_into_new(
         budget: &ImageBudget,
         layers: Vec<Wanted>,
     ) -> Result<Vec<StoredLayer>, Error> {
         let temp = tempfile::tempdir().unwrap();
         let cache = Cache::open(temp.path()).unwrap();
-        ingest_within(budget, &cache, layers, Arc::new(Silent)).await
+        let ingested = ingest_within(budget, &cache, layers, Arc::new(Silent));
+        let in_time = tokio::time::timeout(PATIENCE, ingested).await;
+        in_time.expect("the layers come to an end")
     }
 
     #[tokio::test]
