@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use support::docker_registry::DockerRegistry;
 use support::layout::{self, Pack};
-use support::place::{Mounted, Place, can_mount, long};
+use support::place::{Mounted, Place, can_mount, long, private_kib};
 use support::raw_tar::Member;
 use support::registry::Registry;
 
@@ -258,17 +258,6 @@ fn refused(place: &Place, output: &Output, expected: &str) {
     assert_eq!(place.leftovers(), 0, "a record was left");
 }
 
-/// Private memory of a process in bytes (proc(5), smaps_rollup).
-fn private_bytes(pid: u64) -> u64 {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
-    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
-    let sizes = private.map(|line| {
-        let size = line.split_whitespace().nth(1);
-        size.unwrap().parse::<u64>().unwrap()
-    });
-    sizes.sum::<u64>() << 10
-}
-
 fn directory(name: &str) -> Vec<u8> {
     Member::new(b'5', name.as_bytes()).bytes()
 }
@@ -302,7 +291,7 @@ fn a_directory_of_very_many_names_is_listed_whole() {
             assert!(mnt.join(format!("d/{n:07}")).is_file());
         }
         assert!(!mnt.join(format!("d/{count:07}")).exists());
-        let private = private_bytes(pid);
+        let private = private_kib(pid) << 10;
         println!("{count} names: {} KiB private", private >> 10);
         assert!(private < WORKER_BYTES_MAX + count * BYTES_A_NAME);
     });
@@ -381,7 +370,7 @@ fn a_layer_is_listed_as_often_as_an_image_has_layers_and_no_oftener() {
     let Some(pushed) = pushed else { return };
     pushed.mounted(|mnt, pid| {
         assert_eq!(std::fs::read(mnt.join("d/f")).unwrap(), b"here");
-        let private = private_bytes(pid);
+        let private = private_kib(pid) << 10;
         println!("{LAYERS_MAX} layers: {} KiB private", private >> 10);
         assert!(private < WORKER_BYTES_MAX);
     });
@@ -484,7 +473,7 @@ fn a_file_of_zeros_that_was_packed_to_nothing_is_a_file_of_zeros() {
                 file.read_exact_at(&mut page, at).unwrap();
                 assert!(page == [0; 4096], "WRONG BYTES");
             }
-            let private = private_bytes(pid);
+            let private = private_kib(pid) << 10;
             println!(
                 "{pack:?} of {} MiB: {} KiB private",
                 bytes / MIB,

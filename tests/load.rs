@@ -30,13 +30,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use link::Link;
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Mounted, Place, can_mount, long};
+use support::place::{Mounted, Place, can_mount, long, private_kib};
 use support::registry::{Asked, Registry};
 
 const MIB: u64 = 1 << 20;
@@ -67,24 +68,17 @@ fn served(files: u64) -> (Place, Registry) {
     (place, registry)
 }
 
-/// Private memory of a process in KiB (proc(5), smaps_rollup).
-fn private_kib(pid: u64) -> u64 {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
-    let sizes = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    sizes.sum()
-}
-
 fn workers(place: &Place) -> Vec<u64> {
     let listed: Value = serde_json::from_str(&place.ok(&["ps", "--json"])).unwrap();
     let pids = listed.as_array().unwrap().iter();
     pids.map(|row| row["pid"].as_u64().unwrap()).collect()
 }
 
-/// Looks at the workers again and again until it is dropped.
+/// Looks at the workers again and again until it is dropped, which is before they end.
 struct Watch {
     stop: Arc<AtomicBool>,
     most: Arc<AtomicU64>,
+    thread: Option<JoinHandle<()>>,
 }
 
 impl Watch {
@@ -94,7 +88,7 @@ impl Watch {
             Arc::new(AtomicU64::new(0)),
         );
         let (stopped, seen) = (stop.clone(), most.clone());
-        std::thread::spawn(move || {
+        let thread = std::thread::spawn(move || {
             while !stopped.load(SeqCst) {
                 for pid in &pids {
                     seen.fetch_max(private_kib(*pid), SeqCst);
@@ -102,7 +96,11 @@ impl Watch {
                 std::thread::sleep(Duration::from_millis(20));
             }
         });
-        Watch { stop, most }
+        Watch {
+            stop,
+            most,
+            thread: Some(thread),
+        }
     }
 
     fn most_kib(&self) -> u64 {
@@ -113,6 +111,11 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         self.stop.store(true, SeqCst);
+        let looked = self.thread.take().unwrap().join();
+        assert!(
+            looked.is_ok() || std::thread::panicking(),
+            "a worker has ended"
+        );
     }
 }
 
@@ -229,6 +232,7 @@ fn many_mounts_of_one_cache_stay_small() {
     );
     // They share what they fetch.
     assert!(bytes <= 2 * FILES * MIB, "{bytes} bytes for {count} mounts");
+    drop(watch);
     for directory in &directories {
         place.ok(&["umount", directory.to_str().unwrap()]);
     }

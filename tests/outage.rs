@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Place, can_mount, long, skip};
+use support::place::{Place, can_mount, long, private_kib, skip};
 use support::registry::Registry;
 
 const MIB: usize = 1 << 20;
@@ -423,12 +423,9 @@ fn a_reader_that_waits_for_the_registry_can_be_killed() {
 }
 
 /// What a process has: private memory in KiB, and descriptors.
-fn footprint(pid: u64) -> Option<(u64, usize)> {
-    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
-    let sizes = private.filter_map(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
-    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).ok()?.count();
-    Some((sizes.sum(), descriptors))
+fn footprint(pid: u64) -> (u64, usize) {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    (private_kib(pid), descriptors.count())
 }
 
 fn pids(place: &Place) -> Vec<(u64, u64)> {
@@ -442,7 +439,7 @@ fn sum(place: &Place) -> (u64, usize) {
     let both = pids(place)
         .into_iter()
         .flat_map(|(pid, keeper)| [pid, keeper]);
-    both.filter_map(footprint)
+    both.map(footprint)
         .fold((0, 0), |(m, d), (memory, fds)| (m + memory, d + fds))
 }
 

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Place, can_mount, long, sanitized, skip};
+use support::place::{Place, can_mount, long, private_kib, sanitized, skip};
 use support::registry::Registry;
 
 const MIB: usize = 1 << 20;
@@ -174,13 +174,7 @@ fn print_waits(what: &str, mut waits: Vec<u64>) {
 
 /// That a keeper has little memory of its own.
 fn assert_is_small(keeper: &Value) {
-    let rollup = std::fs::read_to_string(format!("/proc/{keeper}/smaps_rollup")).unwrap();
-    let private: u64 = rollup
-        .lines()
-        .filter(|line| line.starts_with("Private_"))
-        .map(|line| line.split_whitespace().nth(1).unwrap())
-        .map(|kib| kib.parse::<u64>().unwrap())
-        .sum();
+    let private = private_kib(keeper.as_u64().unwrap());
     println!("the keeper has {private} KiB of its own");
     if sanitized() {
         skip("the keeper's memory is a sanitizer's as well: it is not compared with its limit");

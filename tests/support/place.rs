@@ -32,6 +32,20 @@ pub fn sanitized() -> bool {
     std::env::var_os("ASAN_OPTIONS").is_some()
 }
 
+/// Private memory of a process in KiB (proc(5), smaps_rollup). A process that is gone, or has none,
+/// is not one whose memory is small: it ends the test.
+pub fn private_kib(pid: u64) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let private = rollup.lines().filter(|line| line.starts_with("Private_"));
+    let sizes = private.map(|line| {
+        let size = line.split_whitespace().nth(1);
+        size.unwrap().parse::<u64>().unwrap()
+    });
+    let sum = sizes.sum();
+    assert!(sum > 0, "process {pid} has no memory: {rollup:?}");
+    sum
+}
+
 /// Says why a test has nothing to do here, past libtest's capture of what tests print.
 pub fn skip(why: &str) {
     let thread = std::thread::current();
