@@ -179,7 +179,8 @@ impl NewLayer {
                 synced.map_err(|e| CacheError::io("sync", &self.pages.path_of(name), e))?;
             }
             self.pages.sync()?;
-            staging::write_synced(&self.directory, SOLE, b"")?;
+            // Empty: its name comes to the disk with the directory.
+            self.directory.create(SOLE)?;
         }
         let framed = [&Frame::make(&self.blob, size, index), index].concat();
         staging::write_synced(&self.directory, INDEX, &framed)?;
