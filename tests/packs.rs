@@ -1,5 +1,5 @@
 //! Packs: published beside an image that stays as it is, used by the next machine's first start,
-//! kept apart, and ended when they lie. Needs the registry that `contrib/test` starts.
+//! kept apart, and ended when they lie. Needs docker-registry and skopeo.
 #![allow(clippy::unwrap_used, reason = "a test")]
 
 #[path = "support/all.rs"]
@@ -19,17 +19,9 @@ use rsmount::pack::{Meta, PackManifest};
 use rsmount::registry::{Registry, Settings};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
+use support::docker_registry::DockerRegistry;
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Place, can_mount, skip};
-
-/// A registry that takes packs.
-fn registry() -> Option<String> {
-    let registry = std::env::var("RSMOUNT_TEST_REGISTRY").ok();
-    if registry.is_none() {
-        skip("RSMOUNT_TEST_REGISTRY is not set: use contrib/test");
-    }
-    registry.filter(|_| can_mount())
-}
+use support::place::{Place, can_mount};
 
 /// Bytes that hardly compress.
 fn noise(len: usize, seed: u64) -> Vec<u8> {
@@ -46,8 +38,13 @@ fn files(seed: u64) -> [(&'static str, Vec<u8>); 3] {
     ]
 }
 
-/// Pushes an image of its own for one test; gives its name without a tag.
-fn pushed(place: &Place, registry: &str, name: &str) -> String {
+/// An image in a registry that one test has for itself, which takes packs and ends with the test; its
+/// name is without a tag.
+fn pushed(place: &Place) -> Option<(DockerRegistry, String)> {
+    if !can_mount() {
+        return None;
+    }
+    let registry = DockerRegistry::serve(&place.path("registry"), false)?;
     let seed = u64::from(std::process::id()) << 8;
     let mut layer = Layer::new().dir("d", DIR);
     for (path, bytes) in files(seed) {
@@ -55,7 +52,7 @@ fn pushed(place: &Place, registry: &str, name: &str) -> String {
     }
     let dir = place.path("image");
     layout::write(&dir, &[layer.tar()], Pack::Gzip);
-    let image = format!("{registry}/packs-{}/{name}", std::process::id());
+    let image = registry.image("test/image");
     let copied = Command::new("skopeo")
         .args(["copy", "--quiet", "--dest-tls-verify=false"])
         .arg(format!("oci:{}:latest", dir.display()))
@@ -63,7 +60,7 @@ fn pushed(place: &Place, registry: &str, name: &str) -> String {
         .status()
         .unwrap();
     assert!(copied.success());
-    image
+    Some((registry, image))
 }
 
 /// One start that reads `d/hot`.
@@ -91,11 +88,10 @@ fn expected(name: &str) -> Vec<u8> {
 
 #[test]
 fn the_next_machine_starts_from_a_pack() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "start");
     let published = publish(&place, &image);
     assert!(
         published["hot_address_bytes"].as_u64() >= Some(128 << 10),
@@ -128,11 +124,10 @@ fn the_next_machine_starts_from_a_pack() {
 
 #[test]
 fn a_digest_promises_exact_bytes() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "digest");
     let published = publish(&place, &image);
     let by_digest = format!("{image}@{}", published["image"].as_str().unwrap());
     forget(&place);
@@ -156,11 +151,10 @@ fn a_digest_promises_exact_bytes() {
 
 #[test]
 fn the_fill_proves_a_pack() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "proof");
     publish(&place, &image);
     forget(&place);
     let mounted = place.mount_image(&format!("{image}:1"), &["--fill", "now"]);
@@ -176,11 +170,10 @@ fn the_fill_proves_a_pack() {
 /// next time.
 #[test]
 fn a_pack_that_makes_no_mount_keeps_nobody_from_mounting() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "useless");
     let published = publish(&place, &image);
     let digest = published["image"].as_str().unwrap();
     let name = format!("{image}:1");
@@ -218,11 +211,10 @@ fn a_pack_that_makes_no_mount_keeps_nobody_from_mounting() {
 /// A name that was given to a digest is as strict as the digest.
 #[test]
 fn a_name_given_here_is_nobodys_word() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "alias");
     let published = publish(&place, &image);
     let digest = published["image"].as_str().unwrap().to_owned();
     lie(&image, &digest);
@@ -238,11 +230,10 @@ fn a_name_given_here_is_nobodys_word() {
 /// What is evicted before it was compared is no lie.
 #[test]
 fn a_pack_is_proven_where_the_layer_has_no_room() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "narrow");
     publish(&place, &image);
     forget(&place);
     let name = format!("{image}:1");
@@ -258,11 +249,10 @@ fn a_pack_is_proven_where_the_layer_has_no_room() {
 
 #[test]
 fn a_lying_pack_is_kept_apart_and_found_out() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "lie");
     let published = publish(&place, &image);
     let digest = published["image"].as_str().unwrap().to_owned();
     lie(&image, &digest);
@@ -326,11 +316,10 @@ fn a_lying_pack_is_kept_apart_and_found_out() {
 /// The poisoned mount: bytes that were read before, names, and what the kernel remembers of both.
 #[test]
 fn nothing_of_a_poisoned_mount_can_be_read_any_more() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "poisoned");
     let published = publish(&place, &image);
     let lying = lie(&image, published["image"].as_str().unwrap());
     forget(&place);
@@ -381,11 +370,10 @@ fn worker(place: &Place, before: Option<&Value>) -> Value {
 /// without the pack by now, and what was read of it is remembered all the same.
 #[test]
 fn another_worker_goes_on_with_the_pack_and_finds_it_out() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "takeover");
     let published = publish(&place, &image);
     let digest = published["image"].as_str().unwrap().to_owned();
     let lying: Digest = lie(&image, &digest).parse().unwrap();
@@ -456,11 +444,10 @@ fn key(place: &Place, name: &str) -> (String, String, String) {
 
 #[test]
 fn a_signed_pack_is_used_for_a_digest_by_who_trusts_its_key() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "signed");
     let (secret, public, fingerprint) = key(&place, "ours");
     let (_, stranger, _) = key(&place, "theirs");
     teach(&place, &image);
@@ -532,11 +519,10 @@ fn a_signed_pack_is_used_for_a_digest_by_who_trusts_its_key() {
 
 #[test]
 fn the_configuration_names_keys_and_the_rule() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "config");
     let (secret, public, fingerprint) = key(&place, "ours");
     teach(&place, &image);
     let name = format!("{image}:1");
@@ -574,11 +560,10 @@ fn the_configuration_names_keys_and_the_rule() {
 
 #[test]
 fn a_pack_that_was_changed_after_it_was_signed_is_refused() {
-    let Some(registry) = registry() else {
+    let place = Place::new();
+    let Some((_registry, image)) = pushed(&place) else {
         return;
     };
-    let place = Place::new();
-    let image = pushed(&place, &registry, "forged");
     let (secret, public, _) = key(&place, "ours");
     teach(&place, &image);
     let name = format!("{image}:1");
