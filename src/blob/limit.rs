@@ -3,6 +3,14 @@
 //! The permit lives as long as the stream, finished or dropped, and a moment longer. A client has the
 //! connection of a stream back only after whoever read it has seen the end; a stream that began in
 //! between would find no connection free, and open one more than there are places.
+//!
+//! That moment is a time, not an event, so a process that is kept from running for all of it may still
+//! open one more. Measured with a thousand readers of one mount on two busy cores, where a host may see
+//! eight connections: without it a ninth came in 3 runs of 6, with 50 µs, 200 µs or 1 ms in none of 6 each.
+//! Rejected: a permit that lives in the connection. The client (reqwest 0.13) lets layers be put around
+//! what connects, but the connection itself is a sealed type that nothing can be put into, or around;
+//! its pool says to nobody when a connection is back or closed; and without reqwest its proxies,
+//! certificates and errors would have to be written here.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,7 +25,8 @@ use crate::blob::{Blob, BoxFuture, ByteRange, ByteStream, Error, ErrorKind};
 use crate::oci::Digest;
 
 /// How long a place stays taken after its stream: what it takes a client to have a connection back is
-/// some microseconds, on a busy machine a hundred.
+/// some microseconds, on a busy machine a hundred. Longer would cost streams: seven that are 50 ms long
+/// lose 2 % of their time to this.
 const SETTLE: Duration = Duration::from_millis(1);
 
 /// A blob whose streams share a number of places with other blobs.
