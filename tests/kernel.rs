@@ -27,29 +27,10 @@ use std::time::{Duration, Instant};
 use rustix::fs::Advice;
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{Mounted, Place, can_mount, skip};
+use support::place::{Mounted, Place, can_use_kernel, skip};
 use support::registry::Registry;
 
 const KERNEL: [&str; 2] = ["--engine", "kernel"];
-
-/// Whether this kernel passes the self-test; says loudly when not.
-fn can_use_kernel() -> bool {
-    if !can_mount() {
-        return false;
-    }
-    let place = Place::new();
-    layout::write(&place.path("image"), &[Layer::new().tar()], Pack::Plain);
-    let image = format!("oci:{}", place.path("image").display());
-    let mnt = place.mnt();
-    let out = place.run(&["-q", "--engine", "kernel", &image, mnt.to_str().unwrap()]);
-    let said = String::from_utf8_lossy(&out.stderr);
-    if said.contains("--engine kernel is not possible here") {
-        skip(said.trim());
-        return false;
-    }
-    assert!(out.status.success(), "{said}");
-    true
-}
 
 /// Bytes that hardly compress, none of them 0, different for each `seed`.
 fn noise(bytes: usize, seed: u64) -> Vec<u8> {

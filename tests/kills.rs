@@ -1,9 +1,10 @@
 //! Programs that know nothing of mounts work on them while the workers below are killed and replaced:
 //! `fio` verifies the sums in the blocks of a file that it has written itself, and `g++` of an image
-//! builds a program in it. Neither sees an error, and every byte is right.
+//! builds a program in it. Neither sees an error, and every byte is right. By both engines, with layers
+//! that the kernel cannot read by itself.
 //!
-//! Needs `fio`, and for the compiler the image `gcc:12` (`RSMOUNT_TEST_REGISTRY`, `RSMOUNT_TEST_IMAGES`)
-//! and the full length; says so loudly where it is skipped.
+//! Needs `fio`, and for the compiler the image `gcc:12` (`RSMOUNT_TEST_REGISTRY`, `RSMOUNT_TEST_IMAGES`);
+//! says so loudly where it is skipped.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
@@ -28,10 +29,24 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use support::layout::{self, DIR, FILE, Layer, Pack};
-use support::place::{self, Place, can_mount, long};
+use support::place::{self, Place, can_mount, can_use_kernel, long};
 use support::registry::Registry;
 
 const MIB: u64 = 1 << 20;
+
+/// Those that this machine has.
+fn engines() -> Vec<&'static str> {
+    match can_use_kernel() {
+        true => vec!["fuse", "kernel"],
+        false => vec!["fuse"],
+    }
+}
+
+/// Has the kernel forget what it has read, so that a worker is needed for it again. What EROFS has read
+/// lies a second time below it, in the files of the layers, which nobody can name.
+fn forget_all() {
+    std::fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+}
 
 /// The worker of the one mount in `place`.
 fn worker(place: &Place) -> u64 {
@@ -46,7 +61,7 @@ fn worker(place: &Place) -> u64 {
     }
 }
 
-/// Who looks how long a small read of absent bytes takes, again and again.
+/// Who looks how long a small read of bytes that the kernel has forgotten takes, again and again.
 struct Watch {
     stop: Arc<AtomicBool>,
     longest: Arc<AtomicU64>,
@@ -89,7 +104,7 @@ impl Watch {
 }
 
 /// Kills the worker of `place` at random moments, and has it replaced now and then; prints how long the
-/// watch stood still each time.
+/// watch stood still each time. Whoever reads needs the worker each time.
 fn kill_and_replace(place: &Place, watch: &Watch, what: &str) {
     // More than a worker may fail by itself, and as quickly.
     let (kills, upgrades, nap) = match long() {
@@ -100,6 +115,7 @@ fn kill_and_replace(place: &Place, watch: &Watch, what: &str) {
     println!("{what}: seed {}", random.get_seed());
     let (mut killed, mut replaced) = (Vec::new(), Vec::new());
     for round in 0..kills + upgrades {
+        forget_all();
         std::thread::sleep(Duration::from_millis(random.u64(0..nap)));
         let before = worker(place);
         watch.longest.store(0, SeqCst);
@@ -124,6 +140,8 @@ fn kill_and_replace(place: &Place, watch: &Watch, what: &str) {
             killed.push(stood);
         }
     }
+    let reads = place.stats()["reads"].as_u64();
+    assert!(reads > Some(0), "the last worker was not needed");
     for (how, mut waits) in [("killed", killed), ("replaced", replaced)] {
         waits.sort_unstable();
         let ms = |us: u64| us as f64 / 1000.0;
@@ -167,23 +185,27 @@ fn fio_verifies_on_while_workers_are_killed() {
     layout::write(&place.path("image"), &[layer.tar()], Pack::Plain);
     let registry = Registry::serve(place.path("image"));
     drop(place.mount_image(&registry.image(), &[]));
-    place.ok(&["cache", "prune", "--data"]);
-    // With too little room for the file, and past the page cache, so that its readers need the worker.
-    let options = ["--engine", "fuse", "--cache-size", "8MiB"];
-    let mounted = place.mount_image(&registry.image(), &options);
+    for engine in engines() {
+        place.ok(&["cache", "prune", "--data"]);
+        verify_under_kills(&place, &registry.image(), engine, blocks.len() as u64);
+    }
+}
+
+fn verify_under_kills(place: &Place, image: &str, engine: &str, bytes: u64) {
+    // With too little room for the file, and past the page cache where that is possible, so that its
+    // readers need the worker.
+    let options = ["--engine", engine, "--cache-size", "8MiB"];
+    let mounted = place.mount_image(image, &options);
     let file = mounted.path("d/fio.dat");
     let stop = Arc::new(AtomicBool::new(false));
     let (stops, at) = (stop.clone(), file.clone());
+    // EROFS over files knows no O_DIRECT.
+    let direct = format!("--direct={}", u8::from(engine == "fuse"));
     let verifying = std::thread::spawn(move || {
         let mut rounds = 0;
         while !stops.load(SeqCst) {
             let mut fio = fio("randread", &at);
-            fio.args([
-                "--readonly",
-                "--direct=1",
-                "--verify_fatal=1",
-                "--numjobs=2",
-            ]);
+            fio.args(["--readonly", &direct, "--verify_fatal=1", "--numjobs=2"]);
             fio.args(["--ioengine=psync", "--group_reporting"]);
             let output = fio.output().unwrap();
             assert!(output.status.success(), "{output:?}");
@@ -192,15 +214,13 @@ fn fio_verifies_on_while_workers_are_killed() {
         rounds
     });
     let watch = Watch::start(file);
-    kill_and_replace(&place, &watch, "fio --verify");
+    kill_and_replace(place, &watch, &format!("fio --verify by {engine}"));
     watch.finish();
     stop.store(true, SeqCst);
     let rounds = verifying.join().unwrap();
-    println!(
-        "fio verified {} MiB",
-        rounds * 2 * blocks.len() as u64 / MIB
-    );
+    println!("fio verified {} MiB by {engine}", rounds * 2 * bytes / MIB);
     assert!(rounds > 0);
+    assert_eq!(place.stats()["engine"], engine);
 }
 
 const PROGRAM: &str = r#"
@@ -243,21 +263,10 @@ fn files_below(directory: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Has the kernel forget the files below `directory`, so that they are read again.
-fn forget(directory: &Path) {
-    for path in files_below(directory) {
-        let file = File::open(path).unwrap();
-        rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed).unwrap();
-    }
-}
-
 #[test]
 fn a_build_goes_on_while_workers_are_killed() {
     if !can_mount() {
         return;
-    }
-    if !long() {
-        return place::skip("a build under kills is for the full length: RSMOUNT_TEST_LONG=1");
     }
     let images = std::env::var("RSMOUNT_TEST_IMAGES").unwrap_or_default();
     let registry = std::env::var("RSMOUNT_TEST_REGISTRY").ok();
@@ -268,26 +277,22 @@ fn a_build_goes_on_while_workers_are_killed() {
     let scratch = std::env::var_os("RSMOUNT_TEST_SCRATCH").unwrap_or_else(|| "/var/tmp".into());
     let place = Place::in_directory(tempfile::tempdir_in(scratch).unwrap());
     let image = format!("{registry}/library/gcc:12");
-    // By FUSE, where what the kernel forgets has to come from the worker again.
-    let options = [
-        "--tmp",
-        "--cache-size",
-        "400MiB",
-        "--fill",
-        "never",
-        "--engine",
-        "fuse",
-    ];
-    let mounted = place.mount_image(&image, &options);
+    for engine in engines() {
+        place.ok(&["cache", "prune", "--data"]);
+        build_under_kills(&place, &image, engine);
+    }
+}
+
+fn build_under_kills(place: &Place, image: &str, engine: &str) {
+    // With too little room for the layers: none is whole, which the kernel would read by itself.
+    let lazy = ["--tmp", "--cache-size", "400MiB", "--fill", "never"];
+    let mounted = place.mount_image(image, &[&lazy[..], &["--engine", engine]].concat());
     std::fs::write(mounted.path("tmp/words.cc"), PROGRAM).unwrap();
     let stop = Arc::new(AtomicBool::new(false));
     let (stops, root) = (stop.clone(), place.mnt());
     let building = std::thread::spawn(move || {
         let mut builds = 0;
         while !stops.load(SeqCst) || builds == 0 {
-            for place in compilers(&root) {
-                forget(&place);
-            }
             let mut build = Command::new("chroot");
             build
                 .arg(&root)
@@ -308,9 +313,10 @@ fn a_build_goes_on_while_workers_are_killed() {
     let other = other.filter(|path| !path.ends_with("cc1plus"));
     let longest = other.max_by_key(|path| path.metadata().unwrap().len());
     let watch = Watch::start(longest.unwrap());
-    kill_and_replace(&place, &watch, "a g++ build");
+    kill_and_replace(place, &watch, &format!("a g++ build by {engine}"));
     watch.finish();
     stop.store(true, SeqCst);
     let builds = building.join().unwrap();
-    println!("{builds} builds, each with the right program");
+    println!("{builds} builds by {engine}, each with the right program");
+    assert_eq!(place.stats()["engine"], engine);
 }

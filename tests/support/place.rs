@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::layout::{self, Layer, Pack};
+
 /// A place of its own for one test: cache, runtime directory, mountpoint, log.
 pub struct Place {
     pub dir: TempDir,
@@ -20,6 +22,25 @@ pub fn can_mount() -> bool {
         skip("needs root and /dev/fuse");
     }
     can
+}
+
+/// Whether this kernel passes the self-test; says loudly when not.
+pub fn can_use_kernel() -> bool {
+    if !can_mount() {
+        return false;
+    }
+    let place = Place::new();
+    layout::write(&place.path("image"), &[Layer::new().tar()], Pack::Plain);
+    let image = format!("oci:{}", place.path("image").display());
+    let mnt = place.mnt();
+    let out = place.run(&["-q", "--engine", "kernel", &image, mnt.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&out.stderr);
+    if said.contains("--engine kernel is not possible here") {
+        skip(said.trim());
+        return false;
+    }
+    assert!(out.status.success(), "{said}");
+    true
 }
 
 /// Whether tests take their full length (`contrib/test --full`), or a short one of the same.
