@@ -22,7 +22,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
 use support::layout::{self, DIR, FILE, Layer, Meta, Pack};
-use support::place::{Mounted, Place, can_mount};
+use support::place::{Mounted, Place, can_mount, skip};
 use support::registry::Registry;
 
 /// A small image with every kind of node.
@@ -444,6 +444,24 @@ fn a_stored_image_mounts_without_its_source_bytes() {
     let mount = place.mount("image", &[]);
     assert!(std::fs::read(mount.path("data/large")).unwrap() == large());
     assert_eq!(place.stats()["fetched_bytes"], 0);
+    drop(mount);
+    // Whole and known, it is read ahead at least as far as the disk.
+    let _mount = place.mount("image", &["--engine", "fuse"]);
+    let Some(mounts) = read_ahead_kib(&place.mnt()) else {
+        return skip("nobody may set a read-ahead here");
+    };
+    let disks = read_ahead_kib(&place.path("cache")).unwrap_or(0);
+    assert!(mounts >= disks.clamp(1024, 16384), "{mounts}, not {disks}");
+}
+
+/// Read-ahead of the file system that `path` is on; `None` where it has no setting that may be written.
+fn read_ahead_kib(path: &Path) -> Option<u64> {
+    let device = path.metadata().unwrap().dev();
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let setting = format!("/sys/class/bdi/{major}:{minor}/read_ahead_kb");
+    File::options().write(true).open(&setting).ok()?;
+    let text = std::fs::read_to_string(setting).ok()?;
+    Some(text.trim().parse().unwrap())
 }
 
 fn begin(place: &Place, image: &str) -> std::process::Child {

@@ -86,14 +86,14 @@ pub(crate) struct Behind {
 impl Behind {
     /// Also what another worker has handed over.
     pub(super) fn of(
-        request: &MountRequest,
+        read_ahead: ReadAhead,
         connection: Option<String>,
         kernel: Option<Devices>,
     ) -> Behind {
         Behind {
             connection,
             kernel,
-            read_ahead: ReadAhead::beside(&request.cache_dir),
+            read_ahead,
         }
     }
 
@@ -174,16 +174,17 @@ impl Parts {
 
 /// Mounts the image at `place`, by the engine that was asked for or that is possible.
 pub(crate) fn mount(request: &MountRequest, place: &Path, parts: &Parts) -> Result<Mounted, Error> {
+    let read_ahead = ReadAhead::beside(&request.cache_dir);
     let why = match request.engine {
         Engine::Fuse => "it was asked for".to_owned(),
-        wanted => match by_kernel(request, place, parts) {
+        wanted => match by_kernel(request, place, parts, read_ahead) {
             Ok(mounted) => return Ok(mounted),
             Err(why) if wanted == Engine::Kernel => return Err(Error::Engine(why)),
             Err(why) => why,
         },
     };
     tracing::info!(why, "the fuse engine serves");
-    by_fuse(request, place, &parts.fs, why)
+    by_fuse(request, place, &parts.fs, (why, read_ahead))
 }
 
 /// What the image's own mount lets its files do.
@@ -209,7 +210,7 @@ fn by_fuse(
     request: &MountRequest,
     place: &Path,
     fs: &Arc<ImageFs>,
-    why: String,
+    (why, read_ahead): (String, ReadAhead),
 ) -> Result<Mounted, Error> {
     let root = rustix::process::geteuid().is_root();
     let Shown { suid, dev, noexec } = Shown::of(request);
@@ -226,7 +227,7 @@ fn by_fuse(
         source,
     })?;
     let unmounter = session.unmounter();
-    let behind = Behind::of(request, mountpoint::device(place), None);
+    let behind = Behind::of(read_ahead, mountpoint::device(place), None);
     if fs.content().allows_read_ahead() {
         // What is agreed at INIT is bounded by the kernel's 128 KiB.
         behind.raise_read_ahead();
@@ -240,7 +241,12 @@ fn by_fuse(
 }
 
 /// The error says why it cannot be, for people.
-fn by_kernel(request: &MountRequest, place: &Path, parts: &Parts) -> Result<Mounted, String> {
+fn by_kernel(
+    request: &MountRequest,
+    place: &Path,
+    parts: &Parts,
+    read_ahead: ReadAhead,
+) -> Result<Mounted, String> {
     if !rustix::process::geteuid().is_root() {
         return Err("only root may mount EROFS".to_owned());
     }
@@ -259,7 +265,7 @@ fn by_kernel(request: &MountRequest, place: &Path, parts: &Parts) -> Result<Moun
     // EROFS looks at its devices while it is mounted.
     let answerer = Answerer::Later(Box::new(session), image.inodes());
     let answering = answerer.answer().map_err(|e| format!("no thread: {e}"))?;
-    let attached = attach(request, place, parts, &image, &mount);
+    let attached = attach((request, place), parts, &image, &mount, read_ahead);
     let connection = device_of(&mount);
     drop(mount);
     let erofs = match attached {
@@ -276,7 +282,7 @@ fn by_kernel(request: &MountRequest, place: &Path, parts: &Parts) -> Result<Moun
         answerer: Answerer::Now(answering),
         unmounter: Some(Unmounter::directly(place)),
         choice: Choice::new("kernel", "the kernel has passed the self-test"),
-        behind: Behind::of(request, connection, Some(Devices { erofs, plan })),
+        behind: Behind::of(read_ahead, connection, Some(Devices { erofs, plan })),
     })
 }
 
@@ -313,14 +319,13 @@ fn image_file(parts: &Parts) -> Result<ImageFile, String> {
 
 /// Mounts EROFS over the files of the layers; gives its `MAJOR:MINOR`.
 fn attach(
-    request: &MountRequest,
-    place: &Path,
+    (request, place): (&MountRequest, &Path),
     parts: &Parts,
     image: &ImageFile,
     files: &OwnedFd,
+    read_ahead: ReadAhead,
 ) -> Result<Option<String>, String> {
     let reads_ahead = parts.fs.content().allows_read_ahead();
-    let read_ahead = ReadAhead::beside(&request.cache_dir);
     if reads_ahead && let Some(device) = device_of(files) {
         // What EROFS opens keeps the read-ahead that there is now.
         read_ahead.raise(&device);

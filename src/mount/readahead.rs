@@ -27,7 +27,7 @@ impl ReadAhead {
     /// As far as the disk is read on which `cache` lies. Has to be asked before the worker is shut in.
     pub(super) fn beside(cache: &Path) -> ReadAhead {
         let device = std::fs::metadata(cache).ok().map(|meta| meta.dev());
-        ReadAhead::bounded(device.and_then(of_disk))
+        ReadAhead::bounded(device.and_then(|device| of_disk(device, Path::new("/sys"))))
     }
 
     fn bounded(disk: Option<u32>) -> ReadAhead {
@@ -47,10 +47,10 @@ pub(super) fn lower(device: &str) {
     set(device, READ_AHEAD_LAZY_KIB);
 }
 
-/// The setting of a block device, or of the disk that it is a part of; in KiB.
-fn of_disk(device: u64) -> Option<u32> {
+/// The setting of a block device, or of the disk that it is a part of, as sysfs at `sys` has it; in KiB.
+fn of_disk(device: u64, sys: &Path) -> Option<u32> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
-    let block = Path::new("/sys/dev/block").join(format!("{major}:{minor}"));
+    let block = sys.join("dev/block").join(format!("{major}:{minor}"));
     let settings = ["queue/read_ahead_kb", "../queue/read_ahead_kb"];
     let mut texts = settings
         .iter()
@@ -76,6 +76,25 @@ mod tests {
         assert_eq!(ReadAhead::bounded(Some(128)), ReadAhead(1024));
         assert_eq!(ReadAhead::bounded(Some(4096)), ReadAhead(4096));
         assert_eq!(ReadAhead::bounded(Some(u32::MAX)), ReadAhead(16384));
-        assert_eq!(of_disk(0), None);
+    }
+
+    /// sysfs(5): what is below `dev/block` are links to the devices, and a part lies below its disk.
+    #[test]
+    fn a_disk_and_its_parts_have_the_setting_of_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sys, disk) = (dir.path(), dir.path().join("devices/pci0/block/sda"));
+        std::fs::create_dir_all(disk.join("queue")).unwrap();
+        std::fs::create_dir(disk.join("sda1")).unwrap();
+        std::fs::write(disk.join("queue/read_ahead_kb"), "4096\n").unwrap();
+        std::fs::create_dir_all(sys.join("dev/block")).unwrap();
+        for (number, device) in [("8:0", "sda"), ("8:1", "sda/sda1")] {
+            let target = Path::new("../../devices/pci0/block").join(device);
+            std::os::unix::fs::symlink(target, sys.join("dev/block").join(number)).unwrap();
+        }
+        let of = |minor| of_disk(rustix::fs::makedev(8, minor), sys);
+        assert_eq!((of(0), of(1)), (Some(4096), Some(4096)));
+        assert_eq!(of(2), None, "a file system without a disk");
+        std::fs::write(disk.join("queue/read_ahead_kb"), "much\n").unwrap();
+        assert_eq!(of(1), None);
     }
 }

@@ -11,6 +11,7 @@ use crate::mount::engine::{self, Answerer, Behind, Parts};
 use crate::mount::error::Error;
 use crate::mount::handover::{Handed, Taken};
 use crate::mount::mountpoint;
+use crate::mount::readahead::ReadAhead;
 use crate::mount::record::{self, OwnRecord, Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::revalidate::{self, Newer};
@@ -69,7 +70,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
     };
     Ok(Prepared {
         mounting: None,
-        behind: Behind::of(&request, taken.handed.device, taken.handed.kernel),
+        behind: behind(&request, &taken.handed),
         asks: revalidate::is_wanted(&request),
         request,
         answerer: Some(Answerer::Later(Box::new(session), inodes)),
@@ -91,6 +92,11 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         tree: taken.handed.tree,
         begun_by,
     })
+}
+
+fn behind(request: &MountRequest, handed: &Handed) -> Behind {
+    let read_ahead = ReadAhead::beside(&request.cache_dir);
+    Behind::of(read_ahead, handed.device.clone(), handed.kernel.clone())
 }
 
 /// The same file system, from the cache.
