@@ -27,6 +27,10 @@ const EXTENSION: &str = "mounting";
 const LOOKS: u32 = 10;
 const LOOKS_APART: Duration = Duration::from_millis(5);
 
+/// Who clears up leaves a file alone that is as young as this: it is most probably of somebody who is
+/// about to lock it.
+const YOUNG: Duration = Duration::from_secs(60);
+
 /// Held until what is mounted has its record; the lock ends with the process, however it ends.
 #[derive(Debug)]
 pub(super) struct Mounting {
@@ -48,7 +52,8 @@ impl Mounting {
         let lock = record::directory().and_then(|dir| {
             clear(&dir);
             let path = dir.join(format!("{}.{EXTENSION}", name.hex()));
-            Ok(lock_soon(&path)?.map(|file| Mounting {
+            let locked = lock_soon(&path, || std::thread::sleep(LOOKS_APART))?;
+            Ok(locked.map(|file| Mounting {
                 path,
                 _locked: file,
             }))
@@ -73,7 +78,8 @@ impl Drop for Mounting {
 pub(super) fn clear(dir: &Path) {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     let paths = entries.map(|entry| entry.path());
-    for path in paths.filter(|path| path.extension().is_some_and(|e| e == EXTENSION)) {
+    let ours = paths.filter(|path| path.extension().is_some_and(|e| e == EXTENSION));
+    for path in ours.filter(|path| !is_young(path)) {
         if let Ok(Some(locked)) = lock(&path) {
             drop(Mounting {
                 path,
@@ -83,13 +89,21 @@ pub(super) fn clear(dir: &Path) {
     }
 }
 
-/// As [`lock`], but looks again for 45 ms while somebody holds it.
-fn lock_soon(path: &Path) -> io::Result<Option<File>> {
+fn is_young(path: &Path) -> bool {
+    match path.metadata().and_then(|meta| meta.modified()) {
+        Ok(made) => made.elapsed().is_ok_and(|age| age < YOUNG),
+        // To lock it would make it anew.
+        Err(_gone) => true,
+    }
+}
+
+/// As [`lock`], but looks [`LOOKS`] times while somebody holds it, with a `pause` between.
+fn lock_soon(path: &Path, mut pause: impl FnMut()) -> io::Result<Option<File>> {
     for _ in 1..LOOKS {
         if let Some(file) = lock(path)? {
             return Ok(Some(file));
         }
-        std::thread::sleep(LOOKS_APART);
+        pause();
     }
     lock(path)
 }
@@ -114,6 +128,8 @@ fn lock(path: &Path) -> io::Result<Option<File>> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
 
     #[test]
@@ -133,14 +149,16 @@ mod tests {
     #[test]
     fn what_dead_processes_left_is_cleared_and_what_is_held_stays() {
         let dir = tempfile::tempdir().unwrap();
-        let [left, held, other] =
-            ["left.mounting", "held.mounting", "1.json"].map(|name| dir.path().join(name));
-        std::fs::write(&left, "").unwrap();
-        std::fs::write(&other, "").unwrap();
-        let locked = lock(&held).unwrap().unwrap();
+        let names = ["left.mounting", "held.mounting", "new.mounting", "1.json"];
+        let files @ [left, held, new, other] = &names.map(|name| dir.path().join(name));
+        for path in files {
+            let file = File::create(path).unwrap();
+            let made = SystemTime::now() - if path == new { YOUNG / 2 } else { YOUNG };
+            file.set_modified(made).unwrap();
+        }
+        let locked = lock(held).unwrap().unwrap();
         clear(dir.path());
-        assert!(!left.exists() && held.exists() && other.exists());
-        assert!(lock_soon(&held).unwrap().is_none());
+        assert!(!left.exists() && held.exists() && new.exists() && other.exists());
         drop(locked);
         clear(dir.path());
         assert!(!held.exists());
@@ -150,11 +168,26 @@ mod tests {
     fn who_clears_up_keeps_nobody_from_mounting() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.mounting");
-        let clearing = lock(&path).unwrap().unwrap();
-        std::thread::scope(|scope| {
-            let waiting = scope.spawn(|| lock_soon(&path).unwrap().is_some());
-            drop(clearing);
-            assert!(waiting.join().unwrap());
-        });
+        // Done before the second look, and before the last one.
+        for looks in [2, LOOKS] {
+            let mut clearing = lock(&path).unwrap();
+            let mut pauses = 0;
+            let locked = lock_soon(&path, || {
+                pauses += 1;
+                clearing.take_if(|_| pauses == looks - 1);
+            });
+            assert!(locked.unwrap().is_some());
+            assert_eq!(pauses, looks - 1);
+        }
+    }
+
+    #[test]
+    fn who_mounts_is_waited_for_no_longer_than_who_clears_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.mounting");
+        let _mounting = lock(&path).unwrap().unwrap();
+        let mut pauses = 0;
+        assert!(lock_soon(&path, || pauses += 1).unwrap().is_none());
+        assert_eq!(pauses, LOOKS - 1);
     }
 }
