@@ -53,6 +53,12 @@ pub trait Blob: Send + Sync + fmt::Debug {
     fn distrust(&self, _range: ByteRange) -> bool {
         false
     }
+
+    /// The same where nothing shows what it must be: it was of no use, and somebody else may give what
+    /// is. Nobody is blamed.
+    fn avoid(&self, _range: ByteRange) -> bool {
+        false
+    }
 }
 
 /// The same, verified; wrong bytes are asked for elsewhere as long as there is somebody else.

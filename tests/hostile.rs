@@ -214,6 +214,10 @@ impl Pushed {
     }
 
     fn mount(&self, image: &str, engine: &str) -> Output {
+        self.mount_with(&["--engine", engine], image)
+    }
+
+    fn mount_with(&self, options: &[&str], image: &str) -> Output {
         let path = self.place.mnt();
         // Everything that a mount starts inherits the limit.
         let mut command = Command::new("prlimit");
@@ -221,7 +225,9 @@ impl Pushed {
         command
             .arg(format!("--as={ADDRESS_BYTES_MAX}"))
             .arg(rsmount.get_program())
-            .args(["-q", "--engine", engine, image, path.to_str().unwrap()]);
+            .arg("-q")
+            .args(options)
+            .args([image, path.to_str().unwrap()]);
         for (name, value) in rsmount.get_envs() {
             match value {
                 Some(value) => command.env(name, value),
@@ -529,21 +535,67 @@ fn names_that_take_more_memory_than_an_image_may_are_refused() {
     let pushed = Pushed::new(Pack::Zstd, |out| names(out, 0, INDEX_BYTES_MAX + MIB));
     let Some(pushed) = pushed else { return };
     pushed.refused(&INDEX_BYTES_MAX.to_string());
-
-    // None of them is too large, and all together are.
     let pushed = Pushed::of(|dir| {
-        let layers: Vec<Blob> = (0..3)
-            .map(|seed| {
-                layer(dir, Pack::Zstd, |out| {
-                    names(out, seed, INDEX_BYTES_MAX * 3 / 4);
-                })
-            })
-            .collect();
-        manifest(dir, &layers.iter().collect::<Vec<_>>())
+        together_too_large(dir, |out, seed| {
+            names(out, seed, INDEX_BYTES_MAX * 3 / 4);
+        })
     });
     let pushed = pushed.unwrap();
-    let output = pushed
-        .place
-        .run(&["-q", &pushed.image, pushed.place.mnt().to_str().unwrap()]);
+    let output = pushed.mount(&pushed.image, "auto");
     refused(&pushed.place, &output, "of all layers take more than");
+}
+
+/// An image of layers none of which is too large, and all together are.
+fn together_too_large(dir: &Path, write: impl Fn(&mut dyn Write, u64)) -> Value {
+    let layers = (0..3).map(|seed| layer(dir, Pack::Zstd, |out| write(out, seed)));
+    let layers: Vec<Blob> = layers.collect();
+    manifest(dir, &layers.iter().collect::<Vec<_>>())
+}
+
+/// Files that take `bytes` of memory, with a block of tar for each MiB: all of them have the attributes
+/// that a global header has.
+fn attributed(out: &mut dyn Write, seed: u64, bytes: u64) {
+    let value = [b'v'; 64 << 10];
+    let records = (0..15).flat_map(|n| {
+        let text = [format!("SCHILY.xattr.user.{n:02}=").as_bytes(), &value].concat();
+        // The length of a record is that of its own digits as well: five, a blank, and a line feed.
+        let head = format!("{} ", text.len() + 7);
+        [head.as_bytes(), &text, b"\n"].concat()
+    });
+    let records: Vec<u8> = records.collect();
+    let of_file = 15 * value.len() as u64;
+    out.write_all(&Member::new(b'g', b"g").data(&records).bytes())
+        .unwrap();
+    for n in 0..bytes / of_file {
+        let name = format!("{seed}-{n}");
+        out.write_all(&Member::new(b'0', name.as_bytes()).bytes())
+            .unwrap();
+    }
+}
+
+/// Neither the registry nor its mirror is to blame: both have what was pushed.
+#[test]
+fn layers_that_together_take_more_memory_than_an_image_may_are_refused() {
+    let pushed = Pushed::of(|dir| {
+        together_too_large(dir, |out, seed| {
+            attributed(out, seed, INDEX_BYTES_MAX * 3 / 4);
+        })
+    });
+    let Some(pushed) = pushed else { return };
+    let place = &pushed.place;
+    let mirror = Registry::serve(place.path("image"));
+    let hosts = place.path("certs.d");
+    let host = hosts.join(pushed.image.split('/').next().unwrap());
+    std::fs::create_dir_all(&host).unwrap();
+    let mirrors = format!(
+        "[host.'http://127.0.0.1:{}']\ncapabilities = ['pull']\n",
+        mirror.port()
+    );
+    std::fs::write(host.join("hosts.toml"), mirrors).unwrap();
+    let options = ["--hosts-dir", hosts.to_str().unwrap()];
+    let output = pushed.mount_with(&options, &pushed.image);
+    refused(place, &output, "of all layers take more than");
+    let log = std::fs::read_to_string(place.path("log")).unwrap();
+    assert!(log.contains("asking elsewhere"), "{log}");
+    assert!(!log.contains("wrong bytes"), "{log}");
 }

@@ -57,6 +57,10 @@ impl<B: Blob> Blob for Limit<B> {
         self.blob.distrust(range)
     }
 
+    fn avoid(&self, range: ByteRange) -> bool {
+        self.blob.avoid(range)
+    }
+
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>> {
         Box::pin(async move {
             let permit = self.places.clone().acquire_owned().await.map_err(|_| {

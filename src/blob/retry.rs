@@ -113,6 +113,10 @@ impl<B: Blob + 'static> Blob for Retry<B> {
         self.blob.distrust(range)
     }
 
+    fn avoid(&self, range: ByteRange) -> bool {
+        self.blob.avoid(range)
+    }
+
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>> {
         let (blob, policy) = (self.blob.clone(), self.policy);
         let mut transfer = Transfer {

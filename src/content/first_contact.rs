@@ -139,8 +139,13 @@ async fn one(
         let Err(error @ Error::Layer(_)) = outcome else {
             return outcome.map(|()| share);
         };
-        let is_innocent = company == Company::Others && is_crowded_out(&error);
-        if is_innocent || !wanted.blob.distrust(whole) {
+        // Nothing shows whether a layer that does not fit is the one that was meant.
+        let is_left = match (is_crowded_out(&error), company) {
+            (true, Company::Others) => false,
+            (true, Company::Nobody) => wanted.blob.avoid(whole),
+            (false, _) => wanted.blob.distrust(whole),
+        };
+        if !is_left {
             return Err(error);
         }
         tracing::warn!(%error, "asking elsewhere");
@@ -431,6 +436,10 @@ mod tests {
         fn distrust(&self, _range: ByteRange) -> bool {
             !self.is_found_out.swap(true, SeqCst)
         }
+
+        fn avoid(&self, range: ByteRange) -> bool {
+            self.distrust(range)
+        }
     }
 
     /// Begins when no more is left than `until`, and tells when a stream of it was dropped.
@@ -454,6 +463,10 @@ mod tests {
 
         fn distrust(&self, _: ByteRange) -> bool {
             panic!("what tells the truth was blamed")
+        }
+
+        fn avoid(&self, _: ByteRange) -> bool {
+            panic!("what tells the truth was avoided")
         }
 
         fn open(&self, _all: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {

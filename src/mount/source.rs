@@ -374,6 +374,10 @@ impl Blob for LateBlob {
         self.opened.get().is_some_and(|blob| blob.distrust(range))
     }
 
+    fn avoid(&self, range: ByteRange) -> bool {
+        self.opened.get().is_some_and(|blob| blob.avoid(range))
+    }
+
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
         Box::pin(async move {
             let opened = match self.opened.get() {

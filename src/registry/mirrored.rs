@@ -103,28 +103,33 @@ impl RegistryBlob {
         }
     }
 
-    /// Takes the host that gave `range` last off the list; whether there is another one. When there
-    /// is none, all are asked anew the next time.
-    fn blame(&self, range: ByteRange) -> bool {
+    /// Which host gave `range` last.
+    fn gave(&self, range: ByteRange) -> Option<usize> {
+        let state = self.state();
+        let mut gave = state.given.iter().rev();
+        let gave = gave.find(|(given, _)| given.intersect(range).is_some());
+        gave.map(|(_, at)| *at)
+    }
+
+    /// Takes a host off the list; whether there is another one. When there is none, all are asked
+    /// anew the next time.
+    fn take_off(&self, at: usize) -> bool {
         let mut state = self.state();
-        let gave = state.given.iter().rev();
-        let gave = gave
-            .copied()
-            .find(|(given, _)| given.intersect(range).is_some());
-        let Some((_, at)) = gave else { return false };
         state.out[at] = true;
-        let host = self.hosts.iter().flatten().nth(at);
-        if let Some(host) = host {
-            let what = format!("blob {}: wrong bytes", self.digest);
-            host.has_failed(&Error::new(ErrorKind::Corrupt, what));
-            let host = host.exchange.host();
-            tracing::warn!(host, blob = %self.digest, "wrong bytes; this host is not asked for it again");
-        }
         let is_left = state.out.iter().any(|out| !out);
         if !is_left {
             state.out.fill(false);
         }
         is_left
+    }
+
+    fn blame(&self, at: usize) {
+        if let Some(host) = self.hosts.iter().flatten().nth(at) {
+            let what = format!("blob {}: wrong bytes", self.digest);
+            host.has_failed(&Error::new(ErrorKind::Corrupt, what));
+            let host = host.exchange.host();
+            tracing::warn!(host, blob = %self.digest, "wrong bytes; this host is not asked for it again");
+        }
     }
 }
 
@@ -148,7 +153,14 @@ impl Blob for RegistryBlob {
     }
 
     fn distrust(&self, range: ByteRange) -> bool {
-        self.blame(range)
+        self.gave(range).is_some_and(|at| {
+            self.blame(at);
+            self.take_off(at)
+        })
+    }
+
+    fn avoid(&self, range: ByteRange) -> bool {
+        self.gave(range).is_some_and(|at| self.take_off(at))
     }
 
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>> {
