@@ -14,6 +14,7 @@ mod faulty;
 mod support;
 
 use std::sync::atomic::Ordering::SeqCst;
+use std::time::{Duration, Instant};
 
 use faulty::{Fault, Faulty, Message};
 use serde_json::Value;
@@ -71,6 +72,45 @@ impl Scene {
             assert!(std::fs::read(mounted.path(&format!("d/{n}"))).unwrap() == noise(n));
         }
         self.place.stats()["hosts"].as_array().unwrap().clone()
+    }
+}
+
+#[test]
+fn a_mirror_that_is_added_while_the_registry_is_away_is_asked() {
+    if !can_mount() {
+        return;
+    }
+    for sandbox in ["auto", "off"] {
+        let scene = Scene::new();
+        let dir = scene.place.path("certs.d");
+        std::fs::create_dir(&dir).unwrap();
+        let image = scene.origin.image();
+        let options = ["--hosts-dir", dir.to_str().unwrap(), "--sandbox", sandbox];
+        let options = [&options[..], &["--fill", "never"]].concat();
+        drop(scene.place.mount_image(&image, &options));
+        scene.place.ok(&["cache", "prune", "--data"]);
+        let mounted = scene.place.mount_image(&image, &options);
+        scene.origin.stop();
+        let file = mounted.path("d/1");
+        let reader = std::thread::spawn(move || std::fs::read(file).unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        // What is not written whole yet is left alone.
+        scene.hosts("[host.");
+        std::thread::sleep(Duration::from_millis(2500));
+        assert!(!reader.is_finished());
+        let mirror = Registry::serve(scene.place.path("image"));
+        let at = host(&mirror.image()).to_owned();
+        scene.hosts(&format!("[host.'http://{at}']\ncapabilities = ['pull']\n"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !reader.is_finished() {
+            let stats = scene.place.stats();
+            assert!(Instant::now() < deadline, "sandbox {sandbox}: {stats}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        assert!(reader.join().unwrap() == noise(1));
+        let hosts = scene.place.stats()["hosts"].clone();
+        let hosts = hosts.as_array().unwrap();
+        assert!(hosts.iter().any(|host| host["host"] == at), "{hosts:?}");
     }
 }
 

@@ -10,12 +10,12 @@ use crate::mount::error::Error;
 use crate::mount::handover::Keeper;
 use crate::mount::parcel::Task;
 use crate::mount::request::MountRequest;
-use crate::mount::sandbox::{self, Reach, Sandbox, Stamp, Walls};
+use crate::mount::sandbox::{self, Reach, Sandbox, Walls, Ways};
 use crate::mount::source::LateSource;
 use crate::mount::upper::UpperDir;
 use crate::registry::credentials;
 
-/// Between two workers that are asked for because names may be looked up with other files.
+/// Between two workers that are asked for because sources may be reached in another way.
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
 
 /// Says early what would keep a mount from having the sandbox that it must have.
@@ -33,6 +33,9 @@ pub(super) fn shut_in(
     late: &Arc<LateSource>,
     upper: Option<&UpperDir>,
 ) -> Result<Walls, Error> {
+    if keeper.does_errands() {
+        watch_ways(Ways::to(late.names(), request), keeper, late);
+    }
     if request.sandbox == Sandbox::Off {
         return Ok(Walls::none("--sandbox off"));
     }
@@ -53,7 +56,6 @@ pub(super) fn shut_in(
     credentials::ask_outside(Box::new(move |reference| {
         asked.have_done(Task::Credentials(reference.to_owned()))
     }));
-    watch_names(keeper, late);
     keeper.acts_for_us();
     let walls = sandbox::enter(&reach, keeps);
     match &walls.missing {
@@ -66,18 +68,20 @@ pub(super) fn shut_in(
     Ok(walls)
 }
 
-/// Asks for another worker when the source is out of reach and the files that names are looked up
-/// with were exchanged: this one cannot open those.
-fn watch_names(keeper: &Arc<Keeper>, late: &Arc<LateSource>) {
-    let (stamp, keeper) = (Stamp::now(), keeper.clone());
+/// Asks for another worker when the source is out of reach and there may be another way to it by now.
+fn watch_ways(ways: Ways, keeper: &Arc<Keeper>, late: &Arc<LateSource>) {
+    let (stamp, keeper) = (ways.stamp(), keeper.clone());
     let last: Mutex<Option<Instant>> = Mutex::new(None);
     late.when_out_of_reach(Box::new(move || {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if Stamp::now() == stamp || last.is_some_and(|last| last.elapsed() < RENEWED_EVERY) {
+        let was_just_now = last.is_some_and(|last| last.elapsed() < RENEWED_EVERY);
+        if was_just_now || ways.stamp() == stamp || !ways.are_usable() {
             return;
         }
         *last = Some(Instant::now());
-        tracing::info!("names are looked up with other files now; another worker takes over");
+        tracing::info!(
+            "names or hosts are looked up in other files now; another worker takes over"
+        );
         let keeper = keeper.clone();
         let renew = move || keeper.have_done(Task::Renew);
         if let Err(error) = std::thread::Builder::new()

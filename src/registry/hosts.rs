@@ -30,6 +30,9 @@ use super::secret::Secret;
 use crate::blob::{Error, ErrorKind};
 use crate::oci::Reference;
 
+/// How the files are named.
+const FILE: &str = "hosts.toml";
+
 /// Longest file that is read: it holds a few lines a host.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
@@ -127,22 +130,31 @@ pub fn files(reference: &Reference, dirs: &HostsDirs) -> Result<Vec<PathBuf>, Er
     Ok(files)
 }
 
-/// The directory that holds for a registry.
-fn directory(reference: &Reference, dirs: &HostsDirs) -> Result<Option<PathBuf>, Error> {
+/// Where it would be said which hosts are asked for the registry of `reference`, whether it is or not.
+pub fn places(reference: &Reference, dirs: &HostsDirs) -> Vec<PathBuf> {
+    let directories = directories(reference, dirs).into_iter();
+    directories.map(|dir| dir.join(FILE)).collect()
+}
+
+/// Those that may hold for a registry, in the order in which they are looked for.
+fn directories(reference: &Reference, dirs: &HostsDirs) -> Vec<PathBuf> {
     let registry = reference.registry();
     let mut names = vec![registry.to_owned(), "_default".to_owned()];
     if let Some((host, port)) = registry.rsplit_once(':') {
         names.insert(0, format!("{host}_{port}_"));
     }
-    for dir in &dirs.dirs {
-        for name in &names {
-            let path = dir.join(name);
-            match path.metadata() {
-                Ok(_) => return Ok(Some(path)),
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) if !dirs.strict => tracing::debug!(path = %path.display(), error = %e),
-                Err(e) => return Err(unusable(&path, &e.to_string())),
-            }
+    let of = |dir: &PathBuf| names.iter().map(|name| dir.join(name)).collect::<Vec<_>>();
+    dirs.dirs.iter().flat_map(of).collect()
+}
+
+/// The directory that holds for a registry.
+fn directory(reference: &Reference, dirs: &HostsDirs) -> Result<Option<PathBuf>, Error> {
+    for path in directories(reference, dirs) {
+        match path.metadata() {
+            Ok(_) => return Ok(Some(path)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) if !dirs.strict => tracing::debug!(path = %path.display(), error = %e),
+            Err(e) => return Err(unusable(&path, &e.to_string())),
         }
     }
     Ok(None)
@@ -155,7 +167,7 @@ fn unusable(path: &Path, why: &str) -> Error {
 
 fn read(directory: &Path) -> Result<Vec<Host>, Error> {
     use std::io::Read;
-    let path = directory.join("hosts.toml");
+    let path = directory.join(FILE);
     let mut text = String::new();
     let opened = std::fs::File::open(&path);
     match opened.and_then(|f| f.take(FILE_BYTES_MAX).read_to_string(&mut text)) {

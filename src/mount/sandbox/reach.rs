@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 use crate::mount::record;
 use crate::mount::request::{MountRequest, Upper};
-use crate::oci::ImageName;
-use crate::registry::hosts;
+use crate::oci::{ImageName, Reference};
+use crate::registry::{HostsDirs, hosts};
 
 /// What names are looked up with: nss(5), resolv.conf(5), gai.conf(5), and what the C library loads
 /// for it. Files, because their directory holds secrets as well.
@@ -99,17 +99,58 @@ impl Reach {
     }
 }
 
-/// Which files the names of hosts are looked up with now. Some programs put a new `resolv.conf` in
-/// the place of the old one, and what is in a sandbox sees neither then: time for another worker.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Stamp(Vec<Option<(u64, u64)>>);
+/// What says how sources are reached.
+#[derive(Debug)]
+pub(crate) struct Ways {
+    registries: Vec<Reference>,
+    hosts: HostsDirs,
+}
 
-impl Stamp {
-    pub(crate) fn now() -> Stamp {
-        let of = |path: &&str| {
+/// How that is now. Another worker is needed when it has changed:
+///
+/// - Some programs put a new `resolv.conf` in the place of the old one, and what is in a sandbox sees
+///   neither then.
+/// - Which hosts are asked for a registry is read once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Stamp {
+    names: Vec<Option<(u64, u64)>>,
+    hosts: Vec<Option<(u64, i64, i64)>>,
+}
+
+impl Ways {
+    /// To the sources of a mount.
+    pub(crate) fn to(sources: Vec<ImageName>, request: &MountRequest) -> Ways {
+        let registry = |name| match name {
+            ImageName::Registry(reference) => Some(reference),
+            _ => None,
+        };
+        Ways {
+            registries: sources.into_iter().filter_map(registry).collect(),
+            hosts: request.hosts.clone(),
+        }
+    }
+
+    pub(crate) fn stamp(&self) -> Stamp {
+        let of_name = |path: &&str| {
             let found = std::fs::metadata(path).ok()?;
             Some((found.dev(), found.ino()))
         };
-        Stamp(NAMES.iter().map(of).collect())
+        let of_hosts = |path: PathBuf| {
+            let found = path.metadata().ok()?;
+            Some((found.ino(), found.mtime(), found.mtime_nsec()))
+        };
+        let registries = self.registries.iter();
+        let hosts = registries.flat_map(|registry| hosts::places(registry, &self.hosts));
+        Stamp {
+            names: NAMES.iter().map(of_name).collect(),
+            hosts: hosts.map(of_hosts).collect(),
+        }
+    }
+
+    /// Whether another worker could use what is said of the hosts: one that is not yet written whole
+    /// would end reads that wait now.
+    pub(crate) fn are_usable(&self) -> bool {
+        let usable = |registry| hosts::files(registry, &self.hosts).is_ok();
+        self.registries.iter().all(usable)
     }
 }
