@@ -325,6 +325,9 @@ const KINDS: [&str; 13] = [
     "locks/*",
 ];
 
+/// How the kinds end that only the kernel engine makes.
+const OF_KERNEL: [&str; 4] = ["/lent", "/checked", ".erofs-*", "notes/*"];
+
 /// The kinds of the table above.
 const HELD: [&str; 6] = [
     "layers/sha256/*/index",
@@ -412,6 +415,17 @@ fn warm(place: &Place, image: &str) -> bool {
     kernel
 }
 
+/// What persons and commands say of an image.
+fn say(place: &Place, image: &str) {
+    place.ok(&["cache", "pin", image]);
+    let opened = Cache::open(&place.path("cache")).unwrap();
+    opened
+        .remember_upload(image, "https://registry/upload")
+        .unwrap();
+    let digest = Digest::of(image.as_bytes());
+    opened.remember_upper(&place.path(image), &digest).unwrap();
+}
+
 /// Spoils the mark of a layer that is whole, which stands behind the bits in `present`.
 fn spoil_mark(present: &Path, damage: Damage) {
     let mut bytes = std::fs::read(present).unwrap();
@@ -453,13 +467,7 @@ fn damage_to_what_only_saves_time_does_not_show() {
     let mut kernel = false;
     for name in [&image, &other.image()] {
         kernel |= warm(&place, name);
-        place.ok(&["cache", "pin", name]);
-        let opened = Cache::open(&cache).unwrap();
-        opened
-            .remember_upload(name, "https://registry/upload")
-            .unwrap();
-        let digest = Digest::of(name.as_bytes());
-        opened.remember_upper(&place.path(name), &digest).unwrap();
+        say(&place, name);
         if of_first.is_empty() {
             of_first = all_files(&root);
         }
@@ -473,9 +481,8 @@ fn damage_to_what_only_saves_time_does_not_show() {
     copy(&cache, &whole);
     let mut wrong = Vec::new();
     for kind in KINDS {
-        let of_kernel = ["/lent", "/checked", ".erofs-*", "notes/*"];
         let Some(file) = of_first.iter().find(|path| is_like(path, kind)) else {
-            let without = !kernel && of_kernel.iter().any(|end| kind.ends_with(end));
+            let without = !kernel && OF_KERNEL.iter().any(|end| kind.ends_with(end));
             assert!(without, "there is no {kind}");
             continue;
         };
@@ -501,20 +508,28 @@ fn damage_to_what_only_saves_time_does_not_show() {
             }
         }
     }
+    let is_present = |path: &&String| path.ends_with("/present");
+    let present = root.join(of_first.iter().find(is_present).unwrap());
+    wrong.extend(damage_to_a_mark(&place, &image, &present));
+    assert_as_the_table_says(&wrong);
+}
+
+/// What of damage to the mark in `present` shows.
+fn damage_to_a_mark(place: &Place, image: &str, present: &Path) -> Vec<String> {
+    let (cache, whole) = (place.path("cache"), place.path("whole"));
+    let mut wrong = Vec::new();
     for damage in DAMAGES {
         std::fs::remove_dir_all(&cache).unwrap();
         copy(&whole, &cache);
-        let is_present = |path: &&String| path.ends_with("/present");
-        let present = of_first.iter().find(is_present).unwrap();
-        spoil_mark(&root.join(present), damage);
+        spoil_mark(present, damage);
         // Without its bits all of a layer is absent.
         let offline = damage != Damage::Swapped;
-        let seen = outcome_by(&place, &image, offline, "fuse");
+        let seen = outcome_by(place, image, offline, "fuse");
         if seen != Right {
             wrong.push(format!("the mark of a whole layer, {damage:?}: {seen:?}"));
         }
     }
-    assert_as_the_table_says(&wrong);
+    wrong
 }
 
 /// What came with a pack lies beside the layers, and is checked as they are. Here it is all there is.
@@ -852,13 +867,88 @@ fn read(content: &Arc<Content>, range: ByteRange) -> Result<Vec<u8>, String> {
     Err("absent again and again".to_owned())
 }
 
-/// Changes a random file in a random way; says how.
-fn random_damage(random: &mut fastrand::Rng, files: &[PathBuf]) -> String {
-    let file = &files[random.usize(0..files.len())];
-    let other = &files[random.usize(0..files.len())];
-    let Ok(mut bytes) = std::fs::read(file) else {
-        return "nothing".to_owned();
-    };
+/// The files of a cache that are damaged at random, by kind. Within a kind they are in an order in which
+/// names have the last word, as they come from ports: so a seed finds the same files again.
+struct Targets {
+    kinds: Vec<(&'static str, Vec<String>)>,
+    /// The kinds that are still to come before each comes again.
+    deck: Vec<usize>,
+    /// How often each kind was changed.
+    hits: Vec<usize>,
+}
+
+impl Targets {
+    /// Those below `root`; none of them is of no kind.
+    fn of(root: &Path) -> Targets {
+        let all = KINDS.iter().chain(&HELD).chain(&APART);
+        let mut kinds: Vec<_> = all.map(|kind| (*kind, Vec::new())).collect();
+        for path in all_files(root) {
+            // Of a pack the tables have the first layer, and what was left unfinished may be any tree.
+            let is_left = |kind: &str| kind == "tmp/*" && path.starts_with("tmp/");
+            let is_of = |kind: &str| is_left(kind) || is_like(&path, &kind.replace("/0/", "/*/"));
+            let of = kinds.iter_mut().find(|(kind, _)| is_of(kind));
+            let (_, files) = of.unwrap_or_else(|| panic!("no kind for {path}"));
+            files.push(path);
+        }
+        for (_, files) in &mut kinds {
+            files.sort_by_key(|path| (root.join(path).metadata().unwrap().len(), path.clone()));
+        }
+        Targets::from(kinds)
+    }
+
+    /// Only the kinds that are `wanted`.
+    fn only(self, wanted: impl Fn(&str) -> bool) -> Targets {
+        let kinds = self.kinds.into_iter();
+        Targets::from(kinds.filter(|(kind, _)| wanted(kind)).collect())
+    }
+
+    fn from(kinds: Vec<(&'static str, Vec<String>)>) -> Targets {
+        Targets {
+            deck: Vec::new(),
+            hits: vec![0; kinds.len()],
+            kinds,
+        }
+    }
+
+    /// The kinds that have no file.
+    fn missing(&self) -> Vec<&'static str> {
+        let missing = self.kinds.iter().filter(|(_, files)| files.is_empty());
+        missing.map(|(kind, _)| *kind).collect()
+    }
+
+    /// Changes a file below `root` in a random way; says how. Every kind has its turn.
+    fn damage(&mut self, random: &mut fastrand::Rng, root: &Path) -> String {
+        if self.deck.is_empty() {
+            let there = 0..self.kinds.len();
+            self.deck = there.filter(|k| !self.kinds[*k].1.is_empty()).collect();
+            random.shuffle(&mut self.deck);
+        }
+        let kind = self.deck.pop().unwrap();
+        let of = |kind: usize, random: &mut fastrand::Rng| {
+            let files = &self.kinds[kind].1;
+            root.join(&files[random.usize(0..files.len())])
+        };
+        let file = of(kind, random);
+        let others: Vec<_> = (0..self.kinds.len())
+            .filter(|k| !self.kinds[*k].1.is_empty())
+            .collect();
+        let other = of(others[random.usize(0..others.len())], random);
+        // How much chance one takes depends on the length of the file.
+        let how = random_damage(&mut random.fork(), &file, &other);
+        self.hits[kind] += usize::from(how.is_some());
+        how.unwrap_or_else(|| "nothing".to_owned())
+    }
+
+    fn assert_all_were_hit(&self) {
+        for ((kind, files), hits) in self.kinds.iter().zip(&self.hits) {
+            assert!(*hits > 0 || files.is_empty(), "{kind} was never damaged");
+        }
+    }
+}
+
+/// Changes a file in a random way; says how, or nothing when it is not there.
+fn random_damage(random: &mut fastrand::Rng, file: &Path, other: &Path) -> Option<String> {
+    let mut bytes = std::fs::read(file).ok()?;
     let at = random.usize(0..=bytes.len());
     let how = random.u8(0..8);
     match how {
@@ -882,16 +972,21 @@ fn random_damage(random: &mut fastrand::Rng, files: &[PathBuf]) -> String {
     if how != 0 {
         std::fs::write(file, bytes).unwrap();
     }
-    format!("{} ({how} at {at})", file.display())
+    Some(format!("{} ({how} at {at})", file.display()))
+}
+
+/// Chance, the same again for the same seed.
+fn chance() -> (u64, fastrand::Rng) {
+    let seed = std::env::var("RSMOUNT_TEST_SEED")
+        .map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
+    println!("seed {seed} (RSMOUNT_TEST_SEED)");
+    (seed, fastrand::Rng::with_seed(seed))
 }
 
 #[test]
 fn no_random_damage_gives_wrong_bytes() {
     let trials = if long() { 10_000 } else { 300 };
-    let seed = std::env::var("RSMOUNT_TEST_SEED")
-        .map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
-    println!("seed {seed} (RSMOUNT_TEST_SEED)");
-    let mut random = fastrand::Rng::with_seed(seed);
+    let (seed, mut random) = chance();
     let temp = tempfile::tempdir().unwrap();
     let (whole, cache) = (temp.path().join("whole"), temp.path().join("cache"));
     let layers = [(1, 90_000), (2, 150_000)].map(|(seed, len)| {
@@ -904,17 +999,13 @@ fn no_random_damage_gives_wrong_bytes() {
     for (wanted, _) in &layers {
         content_of(&Cache::open(&whole).unwrap(), wanted).unwrap();
     }
+    let mut targets = Targets::of(&whole.join("v1")).only(|kind| kind.starts_with("layers/"));
     let mut errors = 0;
     for trial in 0..trials {
         let _ = std::fs::remove_dir_all(&cache);
         copy(&whole, &cache);
-        let mut files = Vec::new();
-        for layer in files_below(&cache.join("v1/layers/sha256")) {
-            files.push(layer.join("index"));
-            files.extend(files_below(&layer.join("pages")));
-        }
         let how: Vec<String> = (0..random.usize(1..4))
-            .map(|_| random_damage(&mut random, &files))
+            .map(|_| targets.damage(&mut random, &cache.join("v1")))
             .collect();
         let opened = Cache::open(&cache).unwrap();
         for (wanted, tar) in &layers {
@@ -935,6 +1026,7 @@ fn no_random_damage_gives_wrong_bytes() {
             }
         }
     }
+    targets.assert_all_were_hit();
     println!("{trials} trials, {errors} errors, no wrong byte");
 }
 
@@ -943,37 +1035,45 @@ fn no_random_damage_gives_wrong_bytes() {
 /// An image, and the files that it has.
 type Known = (String, Vec<(u64, usize)>);
 
-/// A cache with files of all kinds: of a layer that was made here, of one that is whole, of a pack, and
-/// of what was said of them.
-fn everything(place: &Place, images: [&str; 2], others: &[(u64, usize)]) -> Vec<Known> {
-    let [image, other] = images;
+/// Names of images that no registry has: one that was made here, and one that came in an archive.
+const NOWHERE: [&str; 2] = ["made:1", "loaded:1"];
+
+/// A cache with files of all kinds: of a layer that was made here, of one that is whole, of one that came
+/// in an archive, of a pack, and of what was said of them; and whether of the kernel engine.
+fn everything(
+    place: &Place,
+    images: [&str; 3],
+    [others, loaded]: [&[(u64, usize)]; 2],
+) -> (Vec<Known>, bool) {
+    let [image, other, third] = images;
     let root = place.path("cache/v1");
+    let archive = place.path("third.tar").display().to_string();
+    place.ok(&["-q", "save", "-o", &archive, third]);
     assert_eq!(outcome_of(place, other, false, "fuse", others), Right);
     place.ok(&["-q", "publish", other]);
     std::fs::remove_dir_all(place.path("cache")).unwrap();
-    warm(place, image);
+    let kernel = warm(place, image);
     let made = (3, 50_000);
     let changes = place.path("changes");
     let upper = ["--upper", changes.to_str().unwrap(), "--fill", "never"];
     let mounted = place.mount_image(image, &upper);
     std::fs::write(mounted.path("file-3"), noise(made.1, made.0)).unwrap();
-    place.ok(&["-q", "commit", place.mnt().to_str().unwrap(), "made:1"]);
+    place.ok(&["-q", "commit", place.mnt().to_str().unwrap(), NOWHERE[0]]);
     drop(mounted);
     assert_eq!(outcome_of(place, other, false, "fuse", others), Right);
-    place.ok(&["cache", "pin", image]);
-    let opened = Cache::open(&root.join("..")).unwrap();
-    opened
-        .remember_upload(image, "https://registry/upload")
-        .unwrap();
+    place.ok(&["-q", "load", "-i", &archive, "--name", NOWHERE[1]]);
+    say(place, image);
     std::fs::write(root.join("denied/").join("0".repeat(64)), "").unwrap();
     let first = files_below(&root.join("layers/sha256")).remove(0);
     copy(&first, &root.join("tmp/1-0000000000000001"));
     let all = [LAYERS[0], LAYERS[1], made];
-    vec![
+    let known = vec![
         (image.to_owned(), LAYERS.to_vec()),
         (other.to_owned(), others.to_vec()),
-        ("made:1".to_owned(), all.to_vec()),
-    ]
+        (NOWHERE[0].to_owned(), all.to_vec()),
+        (NOWHERE[1].to_owned(), loaded.to_vec()),
+    ];
+    (known, kernel)
 }
 
 /// Any files of the cache are changed in any way, and whatever is then mounted has the right bytes, or
@@ -988,16 +1088,23 @@ fn no_random_damage_to_any_file_gives_wrong_bytes() {
     let tars = others.map(|(seed, len)| tar(seed, len));
     layout::write(&place.path("other"), &tars, Pack::Gzip);
     let other = support::registry::Registry::serve(place.path("other"));
-    let (image, other) = (registry.image(), other.image());
-    let known = everything(&place, [&image, &other], &others);
+    let loaded = [(7, 40_000)];
+    layout::write(
+        &place.path("third"),
+        &loaded.map(|(seed, len)| tar(seed, len)),
+        Pack::Gzip,
+    );
+    let third = support::registry::Registry::serve(place.path("third"));
+    let (image, other, third) = (registry.image(), other.image(), third.image());
+    let (known, kernel) = everything(&place, [&image, &other, &third], [&others, &loaded]);
     let (cache, whole) = (place.path("cache"), place.path("whole"));
-    let of_all = all_files(&cache.join("v1"));
+    let mut targets = Targets::of(&cache.join("v1"));
+    for kind in targets.missing() {
+        let without = !kernel && OF_KERNEL.iter().any(|end| kind.ends_with(end));
+        assert!(without, "there is no {kind}");
+    }
     copy(&cache, &whole);
-    let seed = std::env::var("RSMOUNT_TEST_SEED")
-        .map_or_else(|_| fastrand::u64(..), |s| s.parse().unwrap());
-    println!("seed {seed} (RSMOUNT_TEST_SEED)");
-    let mut random = fastrand::Rng::with_seed(seed);
-    let files: Vec<_> = of_all.iter().map(|f| cache.join("v1").join(f)).collect();
+    let (_, mut random) = chance();
     let trials = if long() { 2000 } else { 20 };
     let mut seen = [0; 3];
     for trial in 0..trials {
@@ -1006,13 +1113,15 @@ fn no_random_damage_to_any_file_gives_wrong_bytes() {
         let (image, of_image) = &known[random.usize(0..known.len())];
         let offline = random.bool();
         for _ in 0..random.usize(1..6) {
-            println!("{trial}: {}", random_damage(&mut random, &files));
+            let how = targets.damage(&mut random, &cache.join("v1"));
+            println!("{trial}: {how}");
         }
         println!("{trial}: {image}, offline {offline}");
         let outcome = outcome_of(&place, image, offline, "fuse", of_image);
-        assert!(outcome == Right || offline || image == "made:1");
+        assert!(outcome == Right || offline || NOWHERE.contains(&&**image));
         seen[outcome as usize] += 1;
     }
+    targets.assert_all_were_hit();
     println!("{trials} trials: right, EIO, refused {seen:?}");
 }
 
