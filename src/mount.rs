@@ -4,7 +4,8 @@
 //! [`launch`] (in the command) starts a fresh process that runs [`keeper`], which starts one that
 //! runs [`worker`]: spawned before any thread exists, holding nothing of the caller's. The command
 //! and the worker talk in JSON lines: the [`MountRequest`] goes in, progress events and then `ready`
-//! or `failed` come out. The keeper stays, and starts another worker should that one die.
+//! or `failed` come out. The keeper stays, and starts another worker should that one die. A command
+//! that is a [`service`] becomes the keeper itself.
 
 pub mod assemble;
 pub mod control;
@@ -30,6 +31,7 @@ mod lookup;
 mod mounting;
 pub mod mountpoint;
 mod narrow;
+mod notify;
 mod overlay;
 mod own_layer;
 mod pack;
@@ -42,15 +44,18 @@ mod readahead;
 pub mod record;
 mod refused;
 pub mod request;
+mod resend;
 pub(crate) mod resolve;
 mod resume;
 mod revalidate;
 pub mod sandbox;
 mod selftest;
 mod serve;
+pub mod service;
 mod shut_in;
 pub(crate) mod source;
 pub mod stats;
+mod stored;
 mod trust;
 pub mod upper;
 mod whole;

@@ -18,6 +18,7 @@ use crate::cli::settings::{self, KeyName, Settings};
 use crate::content::{Fill, Outage};
 use crate::image::store;
 use crate::mount::launch::{self, LaunchError, Launched};
+use crate::mount::service::{Found, Service};
 use crate::mount::{
     Engine, MountRequest, Pull, Sandbox, TrustIndex, Upper, mountpoint, privilege, record,
 };
@@ -32,6 +33,11 @@ pub(crate) fn mount(
     global: &Global,
     settings: Settings,
 ) -> Result<ExitCode, Failure> {
+    if args.foreground
+        && let Some(service) = Service::started()
+    {
+        return serve(service, args, global, settings);
+    }
     let request = request(args, settings)?;
     if !args.foreground {
         launch_mount(&request, global)?;
@@ -43,6 +49,31 @@ pub(crate) fn mount(
     let launched = launch_mount_unless(&request, global, Some(stop.as_fd()))?;
     warn_of_privileges(&request);
     wait(launched.child, &stop)
+}
+
+/// Mounts for a service manager. This process does not wait for a keeper but becomes it.
+fn serve(
+    mut service: Service,
+    args: &MountArgs,
+    global: &Global,
+    settings: Settings,
+) -> Result<ExitCode, Failure> {
+    let place = mountpoint::absolute(&args.mountpoint).map_err(|e| Failure::of(&e))?;
+    let mut request = request_at(place, args, settings)?;
+    let found = service.find(&request).map_err(|e| Failure::of(&e))?;
+    if let Found::Ended(why) = &found {
+        output::note(&format!(
+            "what the service manager has kept is not gone on with: {why}"
+        ));
+    }
+    if found != Found::Mount {
+        request.mountpoint = usable(args)?;
+        warn_of_privileges(&request);
+    }
+    match service.keep(&request, &log_words(global)) {
+        Ok(never) => match never {},
+        Err(e) => Err(Failure::of(&e)),
+    }
 }
 
 /// What can be read as soon as a signal has asked for the end.
@@ -86,6 +117,11 @@ pub(super) fn log_words(global: &Global) -> Vec<String> {
 }
 
 fn request(args: &MountArgs, settings: Settings) -> Result<MountRequest, Failure> {
+    request_at(usable(args)?, args, settings)
+}
+
+/// Where to mount, once that was looked at.
+fn usable(args: &MountArgs) -> Result<PathBuf, Failure> {
     let checked = mountpoint::check(&args.mountpoint).map_err(|e| Failure::of(&e))?;
     if checked.not_empty {
         output::note(&format!(
@@ -93,11 +129,19 @@ fn request(args: &MountArgs, settings: Settings) -> Result<MountRequest, Failure
             checked.path.display()
         ));
     }
+    Ok(checked.path)
+}
+
+fn request_at(
+    place: PathBuf,
+    args: &MountArgs,
+    settings: Settings,
+) -> Result<MountRequest, Failure> {
     let on_outage = args.on_outage.or(settings.on_outage);
     let fill = args.fill.map(Fill::from).or(settings.fill);
     let sandbox = args.sandbox.map(Sandbox::from).or(settings.sandbox);
     let mut request = source_request(&args.source, settings)?;
-    request.mountpoint = checked.path;
+    request.mountpoint = place;
     request.on_outage = on_outage.unwrap_or_default();
     request.fill = fill.unwrap_or_default();
     request.engine = args.engine.into();

@@ -16,6 +16,7 @@ use rustix::time::Timespec;
 use serde_json::Value;
 
 use crate::mount::mountpoint;
+use crate::mount::notify;
 use crate::mount::parcel::Task;
 use crate::oci::Reference;
 use crate::registry::credentials;
@@ -78,7 +79,10 @@ impl Errands {
 
     fn look_up(&mut self, reference: &str, answer: OwnedFd) -> io::Result<()> {
         let null = File::open("/dev/null")?;
-        let child = Command::new("/proc/self/exe")
+        let mut command = Command::new("/proc/self/exe");
+        // Helpers of others are run there.
+        notify::keep_from(&mut command);
+        let child = command
             .arg0("rsmount")
             .arg("credentials")
             .arg("--")

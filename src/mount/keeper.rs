@@ -19,7 +19,8 @@
 //! ```
 //!
 //! If the keeper dies as well, the kernel ends the connection and reads fail. They never hang, and
-//! never give zeros.
+//! never give zeros. Unless it is a service (`super::service`): then the manager that has started it
+//! keeps what it holds, and starts another one, which begins where this one has ended.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -38,37 +39,11 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use crate::mount::deaths::{Death, Deaths};
 use crate::mount::errands::Errands;
 use crate::mount::launch::Message;
+use crate::mount::notify;
 use crate::mount::parcel::{self, Said, Start, Task, Told};
-
-/// Longest request that is read from the command; it holds a few paths.
-const REQUEST_BYTES_MAX: u64 = 64 << 10;
-
-/// The first kernel that knows `FUSE_NOTIFY_RESEND`.
-const RESEND_SINCE: (u32, u32) = (6, 9);
-
-/// `struct fuse_out_header` (include/uapi/linux/fuse.h) with no request, the code of the
-/// notification `FUSE_NOTIFY_RESEND`, and no payload.
-fn resend() -> [u8; 16] {
-    const FUSE_NOTIFY_RESEND: i32 = 7;
-    let mut header = [0; 16];
-    header[..4].copy_from_slice(&16_u32.to_ne_bytes());
-    header[4..8].copy_from_slice(&FUSE_NOTIFY_RESEND.to_ne_bytes());
-    header
-}
-
-/// Why a kernel of that release cannot give another process the requests that are on their way; `None`
-/// when it can, or when that cannot be told.
-fn cannot_resend(release: &str) -> Option<String> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    let mut number = || numbers.next()?.parse::<u32>().ok();
-    let (major, minor) = (number()?, number()?);
-    ((major, minor) < RESEND_SINCE).then(|| {
-        format!(
-            "this kernel ({release}) cannot go on with a mount in another process, Linux 6.9 can; \
-             unmount and mount again"
-        )
-    })
-}
+use crate::mount::resend;
+use crate::mount::service::{self, Begun};
+use crate::mount::stored::Store;
 
 /// Something that a later version says.
 fn not_understood(error: &io::Error) -> Option<ExitCode> {
@@ -79,8 +54,15 @@ fn not_understood(error: &io::Error) -> Option<ExitCode> {
 /// Runs a keeper: a mount request on standard input; its workers speak to standard output.
 pub fn run() -> ExitCode {
     match Keeper::begin() {
-        Ok(mut keeper) => keeper.keep(),
+        Ok(mut keeper) => {
+            let code = keeper.keep();
+            if let Some(store) = keeper.store.take() {
+                store.clear();
+            }
+            code
+        }
         Err(e) => {
+            tracing::error!(error = %e, "nothing is kept");
             let message = Message::Failed {
                 message: format!("cannot start the worker: {e}"),
                 causes: Vec::new(),
@@ -98,6 +80,15 @@ struct Worker {
     socket: OwnedFd,
     /// When it began to serve.
     since: Instant,
+}
+
+impl Worker {
+    /// Has it end the mount.
+    fn end(&self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.child.id().cast_signed()) {
+            let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+    }
 }
 
 /// A program that stays what it is, whatever is put in its place.
@@ -136,6 +127,8 @@ struct Keeper {
     worker: Option<Worker>,
     next: Option<Worker>,
     held: Option<Held>,
+    /// Where it is kept beyond this process's death.
+    store: Option<Store>,
     deaths: Deaths,
     errands: Errands,
 }
@@ -149,9 +142,12 @@ enum Happened {
 
 impl Keeper {
     fn begin() -> io::Result<Keeper> {
-        let mut json = Vec::new();
-        io::stdin().take(REQUEST_BYTES_MAX).read_to_end(&mut json)?;
-        let request: Value = serde_json::from_slice(&json)?;
+        let Begun {
+            request,
+            handed,
+            descriptors,
+            store,
+        } = service::begun()?;
         if !request["foreground"].as_bool().unwrap_or(false) {
             // A keeper of its own session outlives the terminal, and so do its workers.
             let _already_leader = rustix::process::setsid();
@@ -172,17 +168,22 @@ impl Keeper {
             signals,
             worker: None,
             next: None,
-            held: None,
+            held: handed.map(|state| Held { state, descriptors }),
+            store,
             deaths: Deaths::none(Instant::now()),
             errands: Errands::default(),
         };
-        keeper.worker = Some(keeper.start(Stdio::inherit())?);
+        if keeper.held.is_none() {
+            keeper.worker = Some(keeper.start(Stdio::inherit())?);
+        }
         Ok(keeper)
     }
 
     fn start(&self, stdout: Stdio) -> io::Result<Worker> {
         let (socket, theirs) = parcel::pair()?;
-        let child = Command::new(&self.program.path)
+        let mut command = Command::new(&self.program.path);
+        notify::keep_from(&mut command);
+        let child = command
             .arg0("rsmount")
             .arg("worker")
             .args(&self.words)
@@ -209,6 +210,12 @@ impl Keeper {
 
     /// Keeps the mount until a worker says by its exit that it has ended.
     fn keep(&mut self) -> ExitCode {
+        // The worker of a keeper before this one was killed with it.
+        if self.worker.is_none()
+            && let Some(code) = self.start_next(Death::Killed(Duration::ZERO))
+        {
+            return code;
+        }
         loop {
             let ended = match self.wait() {
                 Happened::Signal => {
@@ -253,19 +260,24 @@ impl Keeper {
     /// A signal to end the mount is for who serves it.
     fn pass_on(&mut self) {
         let _read = self.signals.read(&mut [0; 64]);
-        for worker in self.worker.iter().chain(&self.next) {
-            if let Some(pid) = rustix::process::Pid::from_raw(worker.child.id().cast_signed()) {
-                let _gone = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-            }
+        self.worker.iter().chain(&self.next).for_each(Worker::end);
+    }
+
+    /// Another worker can go on with the mount from now on.
+    fn holds(&mut self, held: Held) {
+        if let Some(store) = &mut self.store {
+            let said = (&self.request, &held.state);
+            store.serving(said, &held.descriptors, resend::cannot());
         }
+        self.held = Some(held);
+        let_go_of_caller();
     }
 
     fn hear_current(&mut self) -> Option<ExitCode> {
         let worker = self.worker.as_mut()?;
         match parcel::receive::<Said>(&worker.socket) {
             Ok(Some((Said::Serving(state), descriptors))) => {
-                self.held = Some(Held { state, descriptors });
-                let_go_of_caller();
+                self.holds(Held { state, descriptors });
                 None
             }
             Ok(Some((Said::Replace(program), _))) => {
@@ -291,7 +303,7 @@ impl Keeper {
         if self.next.is_some() || self.held.is_none() {
             return self.tell_not_replaced("another worker is taking over already");
         }
-        if let Some(why) = cannot_resend(&rustix::system::uname().release().to_string_lossy()) {
+        if let Some(why) = resend::cannot() {
             return self.tell_not_replaced(&why);
         }
         let before = std::mem::replace(&mut self.program, Program::open(&program));
@@ -406,15 +418,11 @@ impl Keeper {
         }
         let mut next = self.next.take()?;
         for device in self.held.iter().flat_map(|held| held.descriptors.first()) {
-            match rustix::io::write(device, &resend()) {
-                // A connection that has ended meanwhile: the worker will see that.
-                Ok(_) | Err(rustix::io::Errno::NODEV | rustix::io::Errno::PERM) => {}
-                Err(error) => {
-                    // Linux before 6.9. Who waits for an answer would wait for ever.
-                    tracing::error!(%error, "this kernel sends no request again: the mount ends");
-                    let _dead_already = next.child.kill();
-                    return Some(ExitCode::FAILURE);
-                }
+            if let Err(error) = resend::resend(device) {
+                // Who waits for an answer would wait for ever.
+                tracing::error!(%error, "this kernel sends no request again: the mount ends");
+                let _dead_already = next.child.kill();
+                return Some(ExitCode::FAILURE);
             }
         }
         next.since = Instant::now();
@@ -453,33 +461,5 @@ fn let_go_of_caller() {
     if let Ok(null) = File::options().read(true).write(true).open("/dev/null") {
         let _kept = rustix::stdio::dup2_stdin(&null);
         let _kept = rustix::stdio::dup2_stdout(&null);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kernels_that_cannot_send_again_are_told_apart() {
-        for old in [
-            "5.15.0-91-generic",
-            "6.8.12",
-            "6.1.0-18-amd64",
-            "4.18.0-553.el8",
-        ] {
-            assert!(cannot_resend(old).is_some_and(|why| why.contains(old)));
-        }
-        for new in ["6.9.0", "6.18.44-x", "7.0", "strange"] {
-            assert_eq!(cannot_resend(new), None, "{new}");
-        }
-    }
-
-    #[test]
-    fn the_notification_is_a_bare_header() {
-        let header = resend();
-        assert_eq!(u32::from_ne_bytes(*header[..4].first_chunk().unwrap()), 16);
-        assert_eq!(header[4], 7);
-        assert!(header[5..].iter().all(|byte| *byte == 0));
     }
 }

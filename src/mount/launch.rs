@@ -2,21 +2,25 @@
 //! so that `x=$(rsmount IMAGE MNT)` returns, and that say on a pipe how they get on.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::cache::Cache;
 use crate::monitor::Event;
 use crate::mount::errands;
+use crate::mount::notify;
 use crate::mount::privilege;
 use crate::mount::record::Record;
 use crate::mount::request::MountRequest;
@@ -95,18 +99,13 @@ pub fn launch_unless(
 ) -> Result<Launched, LaunchError> {
     let log = log_path();
     inherit_nothing()?;
-    let mut child = Command::new("/proc/self/exe")
-        .arg0("rsmount")
-        .arg("keeper")
-        .args(words)
-        .envs(allocator())
-        .current_dir("/")
+    let mut child = keeper(words)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(stderr_of_worker(request, &log)?)
         .spawn()?;
     if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(&for_keeper(request)?)?;
+        stdin.write_all(for_keeper(request)?.to_string().as_bytes())?;
     }
     let stdout = child
         .stdout
@@ -135,12 +134,30 @@ pub fn launch_unless(
     Err(LaunchError::Died { status, log })
 }
 
+/// The command that runs a keeper.
+fn keeper(words: &[String]) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("rsmount").arg("keeper").args(words);
+    command.envs(allocator()).current_dir("/");
+    notify::keep_from(&mut command);
+    command
+}
+
+/// Puts a keeper in the place of this process, which keeps its number and its service manager; what to
+/// keep is said at `stdin`. Its workers have nobody to speak to but the log.
+pub(super) fn become_keeper(stdin: OwnedFd, words: &[String]) -> io::Result<Infallible> {
+    inherit_nothing()?;
+    let mut keeper = keeper(words);
+    notify::leave_to(&mut keeper);
+    Err(keeper.stdin(stdin).stdout(Stdio::null()).exec())
+}
+
 /// The request with what only the keeper reads of it: whose credentials its workers may ask for. A worker
 /// that reads what strangers have made has no say in that.
-fn for_keeper(request: &MountRequest) -> io::Result<Vec<u8>> {
+pub(super) fn for_keeper(request: &MountRequest) -> io::Result<Value> {
     let mut json = serde_json::to_value(request)?;
     json[errands::REGISTRIES] = registries(request).into_iter().collect();
-    Ok(serde_json::to_vec(&json)?)
+    Ok(json)
 }
 
 /// The registries that have the image, and their mirrors.
@@ -242,15 +259,33 @@ fn inherit_nothing() -> io::Result<()> {
         else {
             continue;
         };
-        close_on_exec(fd);
+        let _gone = close_on_exec(fd);
     }
     Ok(())
 }
 
+/// Whether it is open.
 #[allow(unsafe_code)]
-fn close_on_exec(fd: i32) {
+fn close_on_exec(fd: RawFd) -> bool {
     // SAFETY: the descriptor is only borrowed for one fcntl that changes a flag. Should it have
     // been closed since the directory was read (the directory's own has), fcntl says EBADF.
-    let borrowed = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
-    let _bad_descriptor = rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC);
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC).is_ok()
+}
+
+/// Takes the descriptors that a service manager has given this process, by their numbers. They can be
+/// had once.
+#[allow(unsafe_code)]
+pub(super) fn adopt(given: Vec<(RawFd, String)>) -> Vec<(String, OwnedFd)> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::Relaxed) {
+        return Vec::new();
+    }
+    let open = given.into_iter().filter(|(fd, _)| close_on_exec(*fd));
+    open.map(|(fd, name)| {
+        // SAFETY: it is open, and the manager opened it for this very process (LISTEN_PID) before that
+        // began, so that nothing in here has been given its number; and it is taken once.
+        (name, unsafe { OwnedFd::from_raw_fd(fd) })
+    })
+    .collect()
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::process::{Pid, Signal, kill_process};
 use serde::{Deserialize, Serialize};
 
 use crate::mount::engine::Choice;
@@ -221,22 +222,43 @@ pub fn forget(record: &Record) {
     }
 }
 
-/// Removes what all workers of `keeper` left but this process, which must be the only one alive: one
-/// may have died before anybody knew of it.
-pub(super) fn forget_others(keeper: u32) {
-    for entry in directory()
-        .and_then(std::fs::read_dir)
-        .into_iter()
-        .flatten()
-        .flatten()
-    {
-        let found = File::open(entry.path()).ok();
-        let found = found.and_then(|file| serde_json::from_reader::<_, Record>(&file).ok());
-        if let Some(record) = found
-            && record.keeper == Some(keeper)
+/// The records of the workers that `keeper` has had for the mount on `mountpoint`, but for this process's,
+/// with their files.
+fn of_workers(keeper: u32, mountpoint: &Path) -> impl Iterator<Item = (Record, File)> {
+    let entries = directory().and_then(std::fs::read_dir);
+    let found = entries.into_iter().flatten().flatten().filter_map(|entry| {
+        let file = File::open(entry.path()).ok()?;
+        let record = serde_json::from_reader::<_, Record>(&file).ok()?;
+        Some((record, file))
+    });
+    found.filter(move |(record, _)| {
+        record.keeper == Some(keeper)
+            && record.mountpoint == mountpoint
             && record.pid != std::process::id()
+    })
+}
+
+/// Removes what all other workers of that mount left, which must be dead: one may have died before
+/// anybody knew of it.
+pub(super) fn forget_others(keeper: u32, mountpoint: &Path) {
+    for (record, _) in of_workers(keeper, mountpoint) {
+        forget(&record);
+    }
+}
+
+/// Kills workers that have outlived the keeper of the mount of `before`, and waits until they are gone.
+pub(super) fn end_workers(before: &Record) {
+    let Some(keeper) = before.keeper else { return };
+    for (record, file) in of_workers(keeper, &before.mountpoint) {
+        let deadline = Instant::now() + GOODBYE;
+        // As long as it is locked, the number is that of the worker.
+        while flock(&file, FlockOperation::NonBlockingLockShared).is_err()
+            && Instant::now() < deadline
         {
-            forget(&record);
+            if let Some(pid) = Pid::from_raw(record.pid.cast_signed()) {
+                let _gone = kill_process(pid, Signal::KILL);
+            }
+            std::thread::sleep(GLANCE);
         }
     }
 }

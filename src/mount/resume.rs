@@ -9,7 +9,7 @@ use crate::fuse::{Session, Unmounter};
 use crate::mount::assemble::{self, Assembled};
 use crate::mount::engine::{self, Answerer, Behind, Parts};
 use crate::mount::error::Error;
-use crate::mount::handover::{Handed, Taken};
+use crate::mount::handover::{Handed, Keeper, Taken};
 use crate::mount::mountpoint;
 use crate::mount::readahead::ReadAhead;
 use crate::mount::record::{self, OwnRecord, Record, State};
@@ -64,9 +64,8 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         });
     }
     let record = Record {
-        pid: std::process::id(),
         state: State::Ready,
-        ..before.clone()
+        ..of_this_process(&before)
     };
     Ok(Prepared {
         mounting: None,
@@ -99,6 +98,15 @@ fn behind(request: &MountRequest, handed: &Handed) -> Behind {
     Behind::of(read_ahead, handed.device.clone(), handed.kernel.clone())
 }
 
+/// The record of the mount, as this process's. Its keeper may be another one as well.
+fn of_this_process(before: &Record) -> Record {
+    Record {
+        pid: std::process::id(),
+        keeper: Keeper::pid(),
+        ..before.clone()
+    }
+}
+
 /// The same file system, from the cache.
 fn assemble_again(
     request: &MountRequest,
@@ -127,10 +135,7 @@ fn assemble_again(
 fn end(before: &Record, handed: &Handed) {
     mountpoint::abort(&before.mountpoint, handed.device.as_deref());
     record::forget(before);
-    let mut record = Record {
-        pid: std::process::id(),
-        ..before.clone()
-    };
+    let mut record = of_this_process(before);
     let own = OwnRecord::create(&record);
     record.state = State::Poisoned;
     if let Err(error) = own.and_then(|mut own| own.update(&record)) {

@@ -304,8 +304,9 @@ impl Prepared {
         let alone = self.served.keeper.wait_until_alone();
         alone.map_err(Error::io("cannot take over"))?;
         record::forget(before);
-        if let Some(keeper) = Keeper::pid() {
-            record::forget_others(keeper);
+        // The mount may have had another keeper before.
+        for keeper in Keeper::pid().into_iter().chain(before.keeper) {
+            record::forget_others(keeper, &before.mountpoint);
         }
         let (own, control) = publish(&self.served)?;
         let running = self.answer(own, control)?;

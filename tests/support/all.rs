@@ -15,6 +15,7 @@ pub mod containers;
 pub mod docker_registry;
 pub mod edge;
 pub mod layout;
+pub mod manager;
 pub mod model;
 pub mod namespace;
 pub mod ordinary;
