@@ -398,6 +398,28 @@ fn a_signal_to_the_keeper_ends_the_mount() {
     drop(mounted);
 }
 
+#[test]
+fn a_signal_that_comes_while_nobody_serves_ends_the_mount() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    for naps in [0, 1, 5, 20] {
+        let mounted = place.mount_image(&registry.image(), &[]);
+        let alive = record(&place);
+        kill("-9", &alive["pid"]);
+        std::thread::sleep(Duration::from_millis(naps));
+        kill("-TERM", &alive["keeper"]);
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while place.leftovers() > 0 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert!(!place.is_mounted(), "after {naps} ms");
+        assert_eq!(place.leftovers(), 0);
+        drop(mounted);
+    }
+}
+
 /// Files below `directory`.
 fn files_below(directory: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(directory).unwrap();

@@ -33,6 +33,7 @@ use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -129,6 +130,8 @@ struct Keeper {
     held: Option<Held>,
     /// Where it is kept beyond this process's death.
     store: Option<Store>,
+    /// Whether the mount is to end. Who serves it was told so, but may have died of something else.
+    ending: bool,
     deaths: Deaths,
     errands: Errands,
 }
@@ -170,6 +173,7 @@ impl Keeper {
             next: None,
             held: handed.map(|state| Held { state, descriptors }),
             store,
+            ending: false,
             deaths: Deaths::none(Instant::now()),
             errands: Errands::default(),
         };
@@ -257,10 +261,12 @@ impl Keeper {
         }
     }
 
-    /// A signal to end the mount is for who serves it.
+    /// A signal to end the mount is for who serves it. The next one, which could not hear it yet, is told
+    /// when it does.
     fn pass_on(&mut self) {
         let _read = self.signals.read(&mut [0; 64]);
-        self.worker.iter().chain(&self.next).for_each(Worker::end);
+        self.ending = true;
+        self.worker.iter().for_each(Worker::end);
     }
 
     /// Another worker can go on with the mount from now on.
@@ -363,7 +369,7 @@ impl Keeper {
                 );
                 return Some(ExitCode::FAILURE);
             };
-            std::thread::sleep(wait);
+            self.pause(wait);
             match self.start(Stdio::null()) {
                 Ok(next) => {
                     self.next = Some(next);
@@ -378,6 +384,24 @@ impl Keeper {
                     tracing::error!(%error, "no worker can be started: the mount ends");
                     return Some(ExitCode::FAILURE);
                 }
+            }
+        }
+    }
+
+    /// Waits for so long, but not when the mount is to end: whoever serves it next does that.
+    fn pause(&mut self, wait: Duration) {
+        let until = Instant::now() + wait;
+        while !self.ending {
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(left) = Timespec::try_from(left) else {
+                return;
+            };
+            let mut fds = [PollFd::new(&self.signals, PollFlags::IN)];
+            match poll(&mut fds, Some(&left)) {
+                Ok(0) => return,
+                Ok(_) => self.pass_on(),
+                // A signal, which the pipe tells of as well.
+                Err(_) => {}
             }
         }
     }
@@ -428,6 +452,9 @@ impl Keeper {
         next.since = Instant::now();
         self.before = None;
         let _dead = parcel::send(&next.socket, &Told::Alone, &[]);
+        if self.ending {
+            next.end();
+        }
         self.worker = Some(next);
         None
     }
