@@ -9,6 +9,7 @@ pub mod digest;
 pub mod manifest;
 pub mod platform;
 pub mod reference;
+mod shown;
 
 pub use about::{About, Step};
 pub use config::ImageConfig;

@@ -5,6 +5,7 @@ use serde::Deserialize;
 use crate::oci::digest::Digest;
 use crate::oci::manifest::{ImageManifest, LAYERS_MAX};
 use crate::oci::platform::Platform;
+use crate::oci::shown::shown;
 
 /// Longest configuration in bytes. Real ones have some KiB; the history of a thousand steps with
 /// long command lines stays below a megabyte.
@@ -30,7 +31,7 @@ pub enum ConfigError {
     #[error("the image configuration has {0} bytes ({CONFIG_BYTES_MAX} at most)")]
     TooLong(usize),
     /// Not JSON, or not with the members of a configuration.
-    #[error("the image configuration cannot be read: {0}")]
+    #[error("the image configuration cannot be read: {}", shown(&.0.to_string()))]
     Json(#[from] serde_json::Error),
     /// The root file system is not made of layers.
     #[error("the image configuration has a root file system of type `{0}` (expected `layers`)")]
@@ -77,13 +78,7 @@ impl ImageConfig {
         }
         let document: Document = serde_json::from_slice(bytes)?;
         if document.rootfs.kind != "layers" {
-            let shown = document
-                .rootfs
-                .kind
-                .chars()
-                .take(80)
-                .filter(|c| !c.is_control());
-            return Err(ConfigError::RootType(shown.collect()));
+            return Err(ConfigError::RootType(shown(&document.rootfs.kind)));
         }
         let diff_ids = document.rootfs.diff_ids.unwrap_or_default();
         if diff_ids.len() > LAYERS_MAX {

@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::oci::descriptor::Descriptor;
 use crate::oci::platform::{self, Platform};
+use crate::oci::shown::shown;
 
 mod document;
 
@@ -53,7 +54,7 @@ pub enum ManifestError {
     #[error("the manifest has {0} bytes ({MANIFEST_BYTES_MAX} at most)")]
     TooLong(usize),
     /// Not JSON, or not with the members of a manifest.
-    #[error("the manifest cannot be read: {}", one_line(.0))]
+    #[error("the manifest cannot be read: {}", shown(&.0.to_string()))]
     Json(#[from] serde_json::Error),
     /// Docker's format before 2015.
     #[error(
@@ -100,13 +101,6 @@ pub enum ManifestError {
     },
 }
 
-/// What serde says may quote the document, line breaks and all.
-fn one_line(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    text.chars().map(printable).collect()
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Image,
@@ -142,11 +136,7 @@ impl ImageManifest {
     pub fn check_is_image(&self) -> Result<(), ManifestError> {
         let error = |part: String, media_type: &str| ManifestError::NotAnImage {
             part,
-            media_type: media_type
-                .chars()
-                .take(100)
-                .filter(|c| !c.is_control())
-                .collect(),
+            media_type: shown(media_type),
         };
         for (number, layer) in self.layers.iter().enumerate() {
             if layer.layer_compression().is_none() {
@@ -176,13 +166,7 @@ impl ImageIndex {
             .filter(|d| !platform::is_attestation(d));
         let mut names: Vec<String> = images
             .filter_map(|d| d.platform.as_ref())
-            .map(|p| {
-                p.to_string()
-                    .chars()
-                    .take(80)
-                    .filter(|c| !c.is_control())
-                    .collect()
-            })
+            .map(|p| shown(&p.to_string()))
             .collect();
         names.dedup();
         let more = names.len().saturating_sub(20);
@@ -213,7 +197,7 @@ fn kind(document: &document::Document, hint: Option<&str>) -> Result<Kind, Manif
         (false, true) => Kind::Index,
         (false, false) => {
             let named = own.or(hint).unwrap_or("the document");
-            return Err(ManifestError::Kind(named.chars().take(100).collect()));
+            return Err(ManifestError::Kind(shown(named)));
         }
     };
     for (media_type, origin) in [(own, "calls itself"), (hint, "was announced as")] {

@@ -8,6 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::oci::descriptor::Descriptor;
+use crate::oci::shown::shown;
 
 /// Longest part of a platform in bytes: no name in use has more than 20; hostile ones are cut off.
 const PART_BYTES_MAX: usize = 64;
@@ -214,7 +215,7 @@ impl FromStr for Platform {
     type Err = PlatformError;
 
     fn from_str(s: &str) -> Result<Platform, PlatformError> {
-        let error = || PlatformError(s.chars().take(80).filter(|c| !c.is_control()).collect());
+        let error = || PlatformError(shown(s));
         let good = |part: &&str| {
             (1..=PART_BYTES_MAX).contains(&part.len())
                 && part

@@ -18,6 +18,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::oci::digest::{Digest, DigestError};
+use crate::oci::shown::shown;
 
 pub mod name;
 
@@ -288,12 +289,6 @@ pub(crate) fn is_tag(tag: &str) -> bool {
     tag.len() <= TAG_BYTES_MAX
         && tag.bytes().next().is_some_and(word)
         && tag.bytes().all(|b| word(b) || matches!(b, b'.' | b'-'))
-}
-
-/// What an error message shows of a text that may be long and hold anything.
-fn shown(text: &str) -> String {
-    let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
-    text.chars().take(100).map(printable).collect()
 }
 
 #[cfg(test)]

@@ -98,6 +98,11 @@ fn what_is_no_manifest_is_refused() {
         parse(&json!({"errors": []}), None),
         Err(ManifestError::Kind(_))
     ));
+    let moving = json!({"mediaType": "a\n\u{1b}[2J"});
+    assert_eq!(
+        parse(&moving, None).unwrap_err().to_string(),
+        "`a\u{fffd}\u{fffd}[2J` is neither an image manifest nor an image index"
+    );
     assert!(matches!(
         Manifest::parse(b"<html>", None),
         Err(ManifestError::Json(_))
