@@ -261,6 +261,44 @@ fn a_known_image_is_mounted_from_what_is_kept() {
     assert_eq!(derived().len(), 2);
 }
 
+/// EROFS reads ahead what is asked for while bytes are absent, and as far as a disk once they are local.
+#[test]
+fn erofs_reads_ahead_what_is_local() {
+    if !can_use_kernel() {
+        return;
+    }
+    let (place, registry) = served();
+    let before = read_aheads();
+    // Mounts of other tests may be among these; none of them has such a setting by itself.
+    let new = |fits: fn(u64) -> bool| {
+        let now = read_aheads();
+        let mut new = now.iter().filter(|(name, _)| !before.contains_key(*name));
+        new.any(|(_, kib)| fits(*kib))
+    };
+    let first = place.mount_image(&registry.image(), &KERNEL);
+    until("the layer is checked", || checked(&place) == 1);
+    // What the first start needs is known then, so that the next one does not look for it.
+    assert!(std::fs::read(first.path("d/a")).unwrap() == noise(BYTES, 1));
+    drop(first);
+    let local = place.mount_image(&registry.image(), &KERNEL);
+    assert!(new(|kib| kib >= 1024), "{:?}", read_aheads());
+    drop(local);
+    let _mounted = absent(&place, &registry, &[]);
+    assert!(new(|kib| kib == 16), "{:?}", read_aheads());
+}
+
+/// What EROFS mounts over files read ahead, in KiB, by the names of their backing devices.
+fn read_aheads() -> BTreeMap<String, u64> {
+    let devices = std::fs::read_dir("/sys/class/bdi").unwrap();
+    let kib = |device: std::fs::DirEntry| {
+        let name = device.file_name().into_string().ok()?;
+        let text = std::fs::read_to_string(device.path().join("read_ahead_kb")).ok()?;
+        let kib = text.trim().parse().ok()?;
+        name.starts_with("erofs-").then_some((name, kib))
+    };
+    devices.filter_map(|device| kib(device.ok()?)).collect()
+}
+
 #[test]
 fn late_bytes_are_waited_for() {
     if !can_use_kernel() {

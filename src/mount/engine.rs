@@ -19,6 +19,7 @@ use crate::cache::{Cache, StoredLayer};
 use crate::erofs::Device;
 use crate::fs::{ImageFs, LayerFiles};
 use crate::fuse::{Detached, Eraser, MountFlags, Session, Unmounter};
+use crate::mount::erofs_mount::Erofs;
 use crate::mount::error::Error;
 use crate::mount::image_file::ImageFile;
 use crate::mount::readahead::{self, ReadAhead};
@@ -112,7 +113,7 @@ impl Behind {
 /// What the kernel engine of a mount has begun with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Devices {
-    /// `MAJOR:MINOR` of the EROFS file system.
+    /// The name of the EROFS file system's backing device.
     pub(crate) erofs: Option<String>,
     /// Digest of where everything is in the devices: who goes on with them must serve the same.
     pub(crate) plan: Digest,
@@ -317,7 +318,7 @@ fn image_file(parts: &Parts) -> Result<ImageFile, String> {
     ImageFile::make(&parts.cache, stored, parts.fs.tree(), layers).map_err(|e| e.to_string())
 }
 
-/// Mounts EROFS over the files of the layers; gives its `MAJOR:MINOR`.
+/// Mounts EROFS over the files of the layers; gives the name of its backing device.
 fn attach(
     (request, place): (&MountRequest, &Path),
     parts: &Parts,
@@ -342,18 +343,17 @@ fn attach(
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, !shown.suid);
     attributes.set(MountAttrFlags::MOUNT_ATTR_NODEV, !shown.dev);
     attributes.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, shown.noexec);
-    let mounted = erofs_mount::mount(&image.file, &devices, attributes)
+    let Erofs { mount, backing } = erofs_mount::mount(&image.file, &devices, attributes)
         .map_err(|e| format!("EROFS cannot be mounted: {e}"))?;
-    let device = device_of(&mounted);
-    if let Some(device) = &device {
+    if let Some(device) = &backing {
         match reads_ahead {
             true => read_ahead.raise(device),
             false => readahead::lower(device),
         }
     }
-    erofs_mount::attach(&mounted, place)
+    erofs_mount::attach(&mount, place)
         .map_err(|e| format!("EROFS cannot be put in its place: {e}"))?;
-    Ok(device)
+    Ok(backing)
 }
 
 /// The files of layers that were checked whole in this boot.

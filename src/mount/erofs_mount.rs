@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{CWD, FlockOperation};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
 
 use crate::mount::record;
@@ -18,12 +18,22 @@ pub(super) const SOURCE_END: &str = ".rsmount";
 /// Longest message that is read from the kernel's log of one mount.
 const LOG_BYTES_MAX: usize = 8 << 10;
 
+/// Where the kernel has the settings of backing devices (Documentation/ABI/testing/sysfs-class-bdi).
+const BACKING_DEVICES: &str = "/sys/class/bdi";
+
+/// An EROFS that is mounted at no place yet.
+pub(super) struct Erofs {
+    pub(super) mount: OwnedFd,
+    /// The name of its backing device, where it can be told.
+    pub(super) backing: Option<String>,
+}
+
 /// Mounts `image` with `devices`, base layer first. Needs `CAP_SYS_ADMIN` in the first user namespace.
 pub(super) fn mount(
     image: &File,
     devices: &[PathBuf],
     attributes: MountAttrFlags,
-) -> io::Result<OwnedFd> {
+) -> io::Result<Erofs> {
     let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     let source = Source::new(image)?;
     rustix::mount::fsconfig_set_string(&context, "source", &source.path)?;
@@ -31,7 +41,8 @@ pub(super) fn mount(
         rustix::mount::fsconfig_set_string(&context, "device", device)?;
     }
     rustix::mount::fsconfig_set_flag(&context, "ro")?;
-    if let Err(e) = rustix::mount::fsconfig_create(&context) {
+    let (created, backing) = backed(|| rustix::mount::fsconfig_create(&context));
+    if let Err(e) = created {
         return Err(match said_by_kernel(&context) {
             Some(said) => io::Error::new(io::Error::from(e).kind(), said),
             None => e.into(),
@@ -39,7 +50,30 @@ pub(super) fn mount(
     }
     let attributes = attributes | MountAttrFlags::MOUNT_ATTR_RDONLY;
     let flags = FsMountFlags::FSMOUNT_CLOEXEC;
-    Ok(rustix::mount::fsmount(&context, flags, attributes)?)
+    let mount = rustix::mount::fsmount(&context, flags, attributes)?;
+    Ok(Erofs { mount, backing })
+}
+
+/// Makes one EROFS, and tells what its backing device is called: not by its number, as those of other file
+/// systems, but `erofs-N` with a number that counts up (`super_setup_bdi` in fs/super.c), and nothing leads
+/// from the mount to it. So it is the one that is new; where somebody else mounted at the same time, none is.
+fn backed<T>(create: impl FnOnce() -> T) -> (T, Option<String>) {
+    // Among ourselves we wait; who cannot lock makes it as well, and at worst cannot tell.
+    let lock = File::open(BACKING_DEVICES).ok();
+    let lock = lock.filter(|dir| rustix::fs::flock(dir, FlockOperation::LockExclusive).is_ok());
+    let before = of_erofs();
+    let created = create();
+    let mut new = of_erofs();
+    drop(lock);
+    new.retain(|name| !before.contains(name));
+    let backing = new.pop().filter(|_| new.is_empty());
+    (created, backing)
+}
+
+fn of_erofs() -> Vec<String> {
+    let devices = std::fs::read_dir(BACKING_DEVICES).into_iter().flatten();
+    let names = devices.filter_map(|device| device.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with("erofs-")).collect()
 }
 
 /// Moves a mount that is at no place to `place`.

@@ -35,14 +35,14 @@ impl ReadAhead {
         ReadAhead(kib.clamp(READ_AHEAD_KIB_MIN, READ_AHEAD_KIB_MAX))
     }
 
-    /// Raises the read-ahead of the file system `device` (`MAJOR:MINOR`). Files that are open keep
-    /// what they have.
+    /// Raises the read-ahead of the backing device of this name (`MAJOR:MINOR`, or `erofs-N`). Files that are
+    /// open keep what they have.
     pub(super) fn raise(self, device: &str) {
         set(device, self.0);
     }
 }
 
-/// Lowers the read-ahead of a file system that begins with the kernel's 128 KiB.
+/// Lowers the read-ahead of a backing device that begins with the kernel's 128 KiB.
 pub(super) fn lower(device: &str) {
     set(device, READ_AHEAD_LAZY_KIB);
 }

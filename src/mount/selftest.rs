@@ -104,7 +104,7 @@ fn test(cache: &Cache) -> Result<(), String> {
         let devices = ["0", "1"].map(|n| files.join(n));
         let erofs = erofs_mount::mount(&image, &devices, MountAttrFlags::empty())
             .map_err(failed("EROFS cannot be mounted over FUSE"))?;
-        check(&erofs)
+        check(&erofs.mount)
     })();
     drop(mount);
     let _ended = thread.join();
