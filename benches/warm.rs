@@ -308,46 +308,7 @@ impl Bench {
         layout::write(&self.path("large"), &[layer.tar()], Pack::Plain);
         let image = format!("oci:{}", self.path("large").display());
         let trees = self.trees(&image);
-        let large = |tree: &Tree| tree.root.join("large");
-        println!("a file of 512 MiB, warm");
-        for (name, unit, measure, targets) in [
-            (
-                "sequential",
-                "MB/s",
-                micro::sequential as micro::Measure,
-                speed(0.95, 0.4),
-            ),
-            (
-                "random 4 KiB, 1 thread",
-                "MB/s",
-                micro::random_1,
-                speed(0.95, 0.9),
-            ),
-            (
-                "random 4 KiB, 4 threads",
-                "MB/s",
-                micro::random_4,
-                speed(0.95, 0.9),
-            ),
-            (
-                "mmap touch, second pass",
-                "MB/s",
-                micro::touch,
-                speed(0.8, 0.1),
-            ),
-        ] {
-            for tree in &trees {
-                micro::sequential(&large(tree));
-            }
-            let values = self.interleaved(&trees, |tree| measure(&large(tree)));
-            self.row((name, unit), &trees, &values, targets);
-        }
-        let folios = trees.iter().map(|tree| {
-            let kib = micro::folio_kib(&large(tree));
-            format!("  {} {kib:.0}", tree.name)
-        });
-        let folios: String = folios.collect();
-        println!("  {:30}{folios}", "folios, mean KiB");
+        self.warm_data(&trees);
         trees.iter().skip(1).for_each(unmount);
         println!("the same, first read from the disk (kernel: lent; fuse: sums checked)");
         let values = self.interleaved(&trees[..3], |tree| {
@@ -367,6 +328,67 @@ impl Bench {
             &values,
             speed(0.75, 0.75),
         );
+    }
+
+    /// Reads of what the page cache has.
+    ///
+    /// What lies in pages of 4 KiB is read as fast as these happen to lie behind one another in memory: whoever
+    /// fills the page cache first gets the scattered ones that earlier work left, whoever comes after it whole
+    /// blocks, and reads twice as fast. So each run fills it anew, beginning with another tree; and all is
+    /// measured once in the memory that there is, and once where what is free is whole blocks, as after a boot.
+    fn warm_data(&self, trees: &[Tree]) {
+        drop_caches();
+        println!("a file of 512 MiB, warm, memory as it is");
+        self.warm_reads(trees);
+        let _taken = micro::take_fragments();
+        println!("a file of 512 MiB, warm, memory in whole blocks");
+        self.warm_reads(trees);
+    }
+
+    fn warm_reads(&self, trees: &[Tree]) {
+        let rows = [
+            (
+                "sequential",
+                micro::sequential as micro::Measure,
+                speed(0.95, 0.4),
+            ),
+            ("random 4 KiB, 1 thread", micro::random_1, speed(0.95, 0.9)),
+            ("random 4 KiB, 4 threads", micro::random_4, speed(0.95, 0.9)),
+            ("mmap touch, second pass", micro::touch, speed(0.8, 0.1)),
+        ];
+        let mut placed: Vec<Vec<[f64; 2]>> = vec![Vec::new(); trees.len()];
+        let mut values = vec![vec![Vec::new(); trees.len()]; rows.len()];
+        for run in 0..self.runs {
+            drop_caches();
+            for at in (0..trees.len()).map(|at| (at + run) % trees.len()) {
+                // The second time the kernel marks pages as often used, which costs once.
+                micro::sequential(&large(&trees[at]));
+                micro::sequential(&large(&trees[at]));
+            }
+            for (values, (_, measure, _)) in values.iter_mut().zip(rows) {
+                for (values, tree) in values.iter_mut().zip(trees) {
+                    values.push(measure(&large(tree)));
+                }
+            }
+            for (placed, tree) in placed.iter_mut().zip(trees) {
+                placed.push(micro::placed(&large(tree)));
+            }
+        }
+        for (values, (name, _, targets)) in values.into_iter().zip(rows) {
+            let values: Vec<f64> = values.into_iter().map(median).collect();
+            self.row((name, "MB/s"), trees, &values, targets);
+        }
+        for (name, of) in [
+            ("folios, mean KiB", 0),
+            ("contiguous in memory, mean KiB", 1),
+        ] {
+            print!("  {name:30}");
+            for (placed, tree) in placed.iter().zip(trees) {
+                let kib = placed.iter().map(|placed| placed[of]).collect();
+                print!("  {} {:.0}", tree.name, median(kib));
+            }
+            println!();
+        }
     }
 
     fn programs(&self, registry: &str) {
@@ -458,6 +480,11 @@ impl Bench {
 
 fn tree(name: &'static str, root: PathBuf) -> Tree {
     Tree { name, root }
+}
+
+/// The one file of the part `data`.
+fn large(tree: &Tree) -> PathBuf {
+    tree.root.join("large")
 }
 
 fn unmount(tree: &Tree) {

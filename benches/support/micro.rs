@@ -1,7 +1,7 @@
 //! Calls and reads that are measured in this process.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -122,7 +122,7 @@ fn random(path: &Path, threads: u64) -> f64 {
 
 /// A mapping, each page of it touched twice; the rate of the second time.
 pub(crate) fn touch(path: &Path) -> f64 {
-    mapped(
+    let [rate] = mapped(
         path,
         "
 def touch():
@@ -131,12 +131,14 @@ def touch():
     return len(m) / 1e6 / (time.perf_counter() - began)
 touch()
 print(touch())",
-    )
+    );
+    rate
 }
 
-/// Length of the folios that hold a file in the page cache, in the mean, in KiB: pages by heads of
-/// compound pages (proc(5), pagemap; admin-guide/mm/pagemap.rst of the kernel, kpageflags).
-pub(crate) fn folio_kib(path: &Path) -> f64 {
+/// How a file lies in the page cache, means in KiB: the length of its folios (pages by heads of compound
+/// pages), and of the stretches that lie behind one another in memory (proc(5), pagemap;
+/// admin-guide/mm/pagemap.rst of the kernel, kpageflags).
+pub(crate) fn placed(path: &Path) -> [f64; 2] {
     mapped(
         path,
         "
@@ -154,12 +156,40 @@ for number in numbers:
     flags.seek(number * 8)
     flag = struct.unpack('Q', flags.read(8))[0]
     folios += not flag & TAIL
-print(4 * pages / folios)",
+stretches = 1 + sum(b != a + 1 for a, b in zip(numbers, numbers[1:]))
+print(4 * pages / folios, 4 * pages / stretches)",
     )
 }
 
-/// The number that a script prints which has `path` mapped as `m`.
-fn mapped(path: &Path, script: &str) -> f64 {
+/// Takes free memory that does not lie in blocks of 512 KiB at least, into a file of no name in memory, for as
+/// long as that is open.
+pub(crate) fn take_fragments() -> File {
+    const PIECE: usize = 16 << 20;
+    const LEFT: usize = 256 << 20;
+    const MOST: usize = 12 << 30;
+    let mut file = tempfile::tempfile_in("/dev/shm").unwrap();
+    let mut taken = 0;
+    while fragments() > LEFT && taken < MOST {
+        file.write_all(&vec![1; PIECE]).unwrap();
+        taken += PIECE;
+    }
+    file
+}
+
+/// Bytes that are free in blocks of less than 128 pages (proc(5), buddyinfo: blocks of 1, 2, 4, … pages).
+fn fragments() -> usize {
+    let zones = std::fs::read_to_string("/proc/buddyinfo").unwrap();
+    let of_zone = |zone: &str| -> usize {
+        let blocks = zone.split_whitespace().skip(4).take(7).enumerate();
+        blocks
+            .map(|(order, n)| n.parse::<usize>().unwrap() << order)
+            .sum()
+    };
+    zones.lines().map(of_zone).sum::<usize>() * PAGE as usize
+}
+
+/// The numbers that a script prints which has `path` mapped as `m`.
+fn mapped<const N: usize>(path: &Path, script: &str) -> [f64; N] {
     let head = "
 import mmap, struct, sys, time
 f = open(sys.argv[1], 'rb')
@@ -168,6 +198,10 @@ m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)";
     let output = command.arg("-c").arg(format!("{head}{script}"));
     let output = output.arg(path).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    let number = String::from_utf8_lossy(&output.stdout);
-    number.trim().parse().unwrap_or_else(|_| panic!("{said}"))
+    let numbers = String::from_utf8_lossy(&output.stdout);
+    let numbers: Vec<f64> = numbers
+        .split_whitespace()
+        .map_while(|n| n.parse().ok())
+        .collect();
+    numbers.try_into().unwrap_or_else(|_| panic!("{said}"))
 }
