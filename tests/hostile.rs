@@ -598,4 +598,19 @@ fn layers_that_together_take_more_memory_than_an_image_may_are_refused() {
     let log = std::fs::read_to_string(place.path("log")).unwrap();
     assert!(log.contains("asking elsewhere"), "{log}");
     assert!(!log.contains("wrong bytes"), "{log}");
+
+    // By itself each is allowed.
+    let dir = place.path("image");
+    let one = layer(&dir, Pack::Zstd, |out| {
+        attributed(out, 0, INDEX_BYTES_MAX * 3 / 4);
+    });
+    let alone = manifest(&dir, &[&one]);
+    let digest = alone["digest"].as_str().unwrap();
+    let bytes = std::fs::read(blobs(&dir).join(&digest[7..])).unwrap();
+    let output = pushed.mount(&push_manifest(&pushed, bytes), "auto");
+    assert!(output.status.success(), "{output:?}");
+    let mut value = vec![0; 64 << 10];
+    let len = rustix::fs::getxattr(place.mnt().join("0-1"), "user.14", &mut value[..]);
+    assert_eq!((len, value), (Ok(64 << 10), vec![b'v'; 64 << 10]));
+    drop(Mounted::adopt(place));
 }
