@@ -43,6 +43,12 @@ pub trait Blob: Send + Sync + fmt::Debug {
     /// bytes and ends, or gives an error as its last item. The bytes are not verified.
     fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, Error>>;
 
+    /// Whether the last part that was asked for came with all the rest: then it is cheaper to read on
+    /// than to ask for the next part.
+    fn ignores_ranges(&self) -> bool {
+        false
+    }
+
     /// How long its source still wants to be left alone by who can wait.
     fn busy(&self) -> Option<Duration> {
         None

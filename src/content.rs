@@ -97,9 +97,9 @@ pub struct Options {
     pub is_known: bool,
 }
 
-/// Waits until readers want nothing, or for a moment: whoever streams for nobody in particular asks it
-/// before each piece.
-pub type Gate = Arc<dyn Fn() -> BoxFuture<'static, ()> + Send + Sync>;
+/// Waits until readers want nothing, or for a moment, and gives how many bytes may be asked for then:
+/// whoever streams for nobody in particular asks it before each part.
+pub type Gate = Arc<dyn Fn() -> BoxFuture<'static, u64> + Send + Sync>;
 
 /// Streams a layer whose index somebody else made, compares, and gives the layer's own pages;
 /// [`Error::Lie`] when the index is not that of the layer.

@@ -416,6 +416,7 @@ const BESIDE_A_FILL_MAX: f64 = 2.0;
 struct SlowImage {
     place: Place,
     registry: Registry,
+    link: Link,
     name: String,
     blob: Vec<u8>,
     digest: String,
@@ -436,10 +437,24 @@ impl SlowImage {
         SlowImage {
             place,
             registry,
+            link,
             name,
             blob,
             digest,
         }
+    }
+
+    /// Has a pack beside it, of a start that read `d/0`; nothing is known here any more.
+    fn with_pack(files: u64) -> SlowImage {
+        let image = SlowImage::new(files);
+        let name = image.registry.image();
+        let options = ["--fill", "never", "--engine", "fuse"];
+        let mounted = image.place.mount_image(&name, &options);
+        std::fs::read(mounted.path("d/0")).unwrap();
+        drop(mounted);
+        image.place.ok(&["-q", "publish", &name]);
+        std::fs::remove_dir_all(image.place.path("cache")).unwrap();
+        image
     }
 
     fn mount(&self, fill: &str) -> Mounted<'_> {
@@ -522,5 +537,53 @@ fn a_fill_starves_no_reader_of_a_slow_link() {
     );
     let most = slipped_in.iter().max().unwrap();
     assert!(*most <= FILL_REQUESTS, "{slipped_in:?} requests of a fill");
+    assert!(ratio <= BESIDE_A_FILL_MAX, "{ratio:.2} times as long");
+}
+
+/// KiB that cross the link while a reader of 1 MiB waits: its spans, and the two parts of the proof that
+/// had been asked for before. With an answer that goes on it is half of all, 2500 KiB.
+const BESIDE_A_PROOF_MAX: u64 = 2048;
+
+/// The same while the fill proves a pack, for which all of the layer has to come, in order.
+#[test]
+fn the_proof_of_a_pack_starves_no_reader_of_a_slow_link() {
+    if !can_mount() {
+        return;
+    }
+    const FILES: u64 = 48;
+    let read: Vec<u64> = (FILES - 12..FILES).step_by(2).collect();
+    let alone = {
+        let image = SlowImage::with_pack(FILES);
+        let mounted = image.mount("never");
+        let took = read.iter().map(|n| image.read(&mounted, *n));
+        took.sum::<Duration>()
+    };
+    let image = SlowImage::with_pack(FILES);
+    let mounted = image.mount("now");
+    let (mut beside, mut crossed) = (Duration::ZERO, Vec::new());
+    for n in &read {
+        image.link.crossed();
+        let (mut bytes, deadline) = (0, Instant::now() + Duration::from_secs(30));
+        while bytes < MIB {
+            assert!(Instant::now() < deadline, "no proof goes on");
+            std::thread::sleep(Duration::from_millis(1));
+            bytes += image.link.crossed().bytes;
+        }
+        beside += image.read(&mounted, *n);
+        crossed.push(image.link.crossed().bytes >> 10);
+    }
+    let stats = image.place.stats();
+    assert_eq!(stats["pack_proven"], "none", "{stats}");
+    let ratio = beside.as_secs_f64() / alone.as_secs_f64();
+    println!(
+        "{} readers: {} ms alone, {} ms beside a proof ({ratio:.2} times); KiB that crossed the link \
+         for each: {crossed:?}",
+        read.len(),
+        alone.as_millis(),
+        beside.as_millis(),
+    );
+    crossed.sort_unstable();
+    let median = crossed[crossed.len() / 2];
+    assert!(median <= BESIDE_A_PROOF_MAX, "{median} KiB for one reader");
     assert!(ratio <= BESIDE_A_FILL_MAX, "{ratio:.2} times as long");
 }

@@ -53,6 +53,10 @@ impl<B: Blob> Blob for Limit<B> {
         self.blob.size()
     }
 
+    fn ignores_ranges(&self) -> bool {
+        self.blob.ignores_ranges()
+    }
+
     fn distrust(&self, range: ByteRange) -> bool {
         self.blob.distrust(range)
     }

@@ -109,6 +109,10 @@ impl<B: Blob + 'static> Blob for Retry<B> {
         self.busy.left()
     }
 
+    fn ignores_ranges(&self) -> bool {
+        self.blob.ignores_ranges()
+    }
+
     fn distrust(&self, range: ByteRange) -> bool {
         self.blob.distrust(range)
     }

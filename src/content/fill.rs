@@ -45,6 +45,9 @@ const QUIET_BEFORE: Duration = Duration::from_secs(10);
 /// How long no reader must have waited before a fill that has begun asks again.
 const QUIET_BETWEEN: Duration = Duration::from_millis(100);
 
+/// How long a layer that is proven waits for readers before it goes on for the time of a request.
+const GATE_MAX: Duration = Duration::from_millis(500);
+
 /// The wait before a layer that could not be proven is streamed again grows from the one to the other.
 const PROVE_AGAIN: Duration = Duration::from_secs(5);
 const PROVE_AGAIN_MAX: Duration = Duration::from_secs(600);
@@ -119,18 +122,23 @@ impl Content {
         Ok(())
     }
 
-    /// Lets readers go first, and never waits for long: others may wait for what streams here.
+    /// Lets readers go first, and never waits for long: others may wait for what streams here, and get
+    /// a tenth of the link while readers never rest.
     fn gate(self: &Arc<Self>) -> Gate {
         let content = Arc::downgrade(self);
         Arc::new(move || {
             let content = content.clone();
             Box::pin(async move {
-                let until = Instant::now() + QUIET_BETWEEN;
-                while content
-                    .upgrade()
-                    .is_some_and(|c| !c.is_idle(Duration::ZERO))
-                    && Instant::now() < until
-                {
+                let until = Instant::now() + GATE_MAX;
+                loop {
+                    // Whoever streams for a mount that is gone ends in its own time.
+                    let Some(content) = content.upgrade() else {
+                        return *REQUEST_BYTES.end();
+                    };
+                    if content.is_idle(Duration::ZERO) || Instant::now() >= until {
+                        return content.request_bytes();
+                    }
+                    drop(content);
                     tokio::time::sleep(GLANCE).await;
                 }
             })
@@ -249,15 +257,21 @@ impl Content {
         layers
     }
 
+    /// What one request may ask for.
+    fn request_bytes(&self) -> u64 {
+        let bytes = self.pace.bytes_in(REQUEST_TIME);
+        bytes.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end())
+    }
+
     /// The next absent spans of a layer, from `at` on: no more than comes in the time of a request.
     fn next_job(&self, layer: u32, at: usize) -> Option<Job> {
         let of = self.layers.get(layer as usize)?;
         let spans = &of.source.index.spans;
         let first = (at..spans.len()).find(|&span| !of.has_span(span))?;
-        let bytes = self.pace.bytes_in(REQUEST_TIME);
-        let bytes = bytes.clamp(*REQUEST_BYTES.start(), *REQUEST_BYTES.end());
         // So that the last ones fit below the budget as well.
-        let bytes = bytes.min(of.source.pages.room() / (2 * REQUESTS as u64));
+        let bytes = self
+            .request_bytes()
+            .min(of.source.pages.room() / (2 * REQUESTS as u64));
         let far = spans[first].compressed.start() + bytes;
         let mut entry = None;
         let end = (first + 1..spans.len()).find(|&span| {

@@ -6,11 +6,11 @@ use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
 
-use crate::blob::{Blob, ByteRange};
+use crate::blob::{self, Blob, ByteRange, ByteStream, ErrorKind};
 use crate::cache::{Begin, Cache, NewLayer, StoredLayer};
 use crate::content::Gate;
 use crate::content::error::Error;
@@ -24,6 +24,9 @@ use crate::oci::{Descriptor, Digest};
 /// Pieces of a layer that may wait for the indexing thread. The stream stops when they are there,
 /// so memory is bounded and TCP slows the sender.
 const PIECES_MAX: usize = 16;
+
+/// Parts of a layer that are asked for at a time.
+const PARTS: usize = 2;
 
 /// Free bytes that the cache leaves on its file system.
 const RESERVE_BYTES: u64 = 16 << 20;
@@ -206,7 +209,7 @@ pub async fn pass(
     });
     let (pieces, queue) = mpsc::channel(PIECES_MAX);
     let indexing = spawn_blocking(move || index(options, Sink { new, witness }, queue));
-    let streamed = stream(&wanted.blob, pieces, gate.as_ref(), monitor).await;
+    let streamed = stream(&wanted.blob, pieces, gate, monitor).await;
     // The indexing thread knows best what was wrong with the bytes that came.
     let indexed = indexing.await.map_err(|_panicked| Error::Abandoned)?;
     streamed?;
@@ -219,20 +222,48 @@ enum Piece {
     End,
 }
 
+/// All of a blob, asked for in parts that the gate lets pass, the next one while one comes: what is under
+/// way is the most that a reader shares the link with. To stop reading one long answer does not give a
+/// reader the link, because so much of it is on its way and in buffers.
+fn in_parts(blob: Arc<dyn Blob>, gate: Gate) -> ByteStream {
+    let size = blob.size();
+    let parts = stream::unfold((0, blob.clone()), move |(at, blob)| {
+        let passes = (at < size).then(|| gate());
+        async move {
+            let bytes = passes?.await.max(1);
+            let end = match blob.ignores_ranges() {
+                true => size,
+                false => size.min(at.saturating_add(bytes)),
+            };
+            Some((ByteRange::new(at, end), (end, blob)))
+        }
+    });
+    let open = move |part| {
+        let blob = blob.clone();
+        // By a task, so that it goes on while the part before is read: it may hold what that one needs.
+        let opening = tokio::spawn(async move { blob.open(part).await });
+        async move {
+            let ended = |_| blob::Error::new(ErrorKind::Transient, "fetching was stopped");
+            opening.await.map_err(ended)?
+        }
+    };
+    Box::pin(parts.map(open).buffered(PARTS).try_flatten())
+}
+
 async fn stream(
     blob: &Arc<dyn Blob>,
     pieces: mpsc::Sender<Piece>,
-    gate: Option<&Gate>,
+    gate: Option<Gate>,
     monitor: &dyn Monitor,
 ) -> Result<(), Error> {
     let digest = blob.digest();
-    let mut stream = blob.open(ByteRange::new(0, blob.size())).await?;
+    let mut stream = match gate {
+        None => blob.open(ByteRange::new(0, blob.size())).await?,
+        Some(gate) => in_parts(blob.clone(), gate),
+    };
     let (mut arrived, mut reported) = (0, 0);
     while let Some(piece) = stream.next().await {
         let piece = piece?;
-        if let Some(gate) = gate {
-            gate().await;
-        }
         arrived += piece.len() as u64;
         if pieces.send(Piece::Bytes(piece)).await.is_err() {
             return Ok(());
@@ -293,12 +324,11 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
     use std::time::Duration;
 
-    use futures_util::stream;
     use tokio::sync::Notify;
 
     use super::*;
+    use crate::blob::BoxFuture;
     use crate::blob::testing::PlannedBlob;
-    use crate::blob::{self, BoxFuture, ByteStream};
     use crate::layer::Entry;
     use crate::monitor::Silent;
 
@@ -352,6 +382,75 @@ mod tests {
         let ingested = ingest_within(budget, &cache, layers, Arc::new(Silent));
         let in_time = tokio::time::timeout(PATIENCE, ingested).await;
         in_time.expect("the layers come to an end")
+    }
+
+    /// One whose source sends everything, whatever is asked for.
+    #[derive(Debug)]
+    struct Deaf(PlannedBlob);
+
+    impl Blob for Deaf {
+        fn digest(&self) -> &Digest {
+            self.0.digest()
+        }
+
+        fn size(&self) -> u64 {
+            self.0.size()
+        }
+
+        fn ignores_ranges(&self) -> bool {
+            true
+        }
+
+        fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
+            self.0.open(range)
+        }
+    }
+
+    async fn all_of(mut stream: ByteStream) -> Vec<u8> {
+        let mut all = Vec::new();
+        while let Some(bytes) = stream.next().await {
+            all.extend_from_slice(&bytes.unwrap());
+        }
+        all
+    }
+
+    #[tokio::test]
+    async fn who_streams_for_nobody_asks_for_what_the_gate_lets_pass() {
+        let text = b"the quick brown fox jumps over the lazy dog";
+        let gate: Gate = Arc::new(|| Box::pin(async { 20 }));
+        let blob = Arc::new(PlannedBlob::new(text, []));
+        assert_eq!(all_of(in_parts(blob.clone(), gate.clone())).await, text);
+        let asked = [(0, 20), (20, 40), (40, 43)].map(|(s, e)| ByteRange::new(s, e));
+        assert_eq!(*blob.opened.lock().unwrap(), asked);
+
+        let deaf = Arc::new(Deaf(PlannedBlob::new(text, [])));
+        assert_eq!(all_of(in_parts(deaf.clone(), gate)).await, text);
+        assert_eq!(*deaf.0.opened.lock().unwrap(), [ByteRange::new(0, 43)]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_asked_for_while_the_gate_is_closed() {
+        let opened = Arc::new(AtomicU32::new(0));
+        let passes = opened.clone();
+        // Lets three pass.
+        let gate: Gate = Arc::new(move || {
+            let may = passes.fetch_add(1, SeqCst) < 3;
+            Box::pin(async move {
+                match may {
+                    true => 4,
+                    false => std::future::pending().await,
+                }
+            })
+        });
+        let blob = Arc::new(PlannedBlob::new(b"the quick brown fox", []));
+        let mut stream = in_parts(blob.clone(), gate);
+        let mut came = Vec::new();
+        while let Ok(next) = tokio::time::timeout(Duration::from_millis(100), stream.next()).await {
+            came.extend_from_slice(&next.unwrap().unwrap());
+        }
+        assert_eq!(came, b"the quick br");
+        assert_eq!(blob.opened.lock().unwrap().len(), 3);
+        assert_eq!(opened.load(SeqCst), 4, "and goes on when it opens");
     }
 
     #[tokio::test]

@@ -370,6 +370,11 @@ impl Blob for LateBlob {
         self.opened.get().and_then(|blob| blob.busy())
     }
 
+    fn ignores_ranges(&self) -> bool {
+        let opened = self.opened.get();
+        opened.is_some_and(|blob| blob.ignores_ranges())
+    }
+
     fn distrust(&self, range: ByteRange) -> bool {
         self.opened.get().is_some_and(|blob| blob.distrust(range))
     }

@@ -55,12 +55,6 @@ impl RegistryBlob {
         }
     }
 
-    /// Whether the last range was answered with everything: then reading it all at once is cheaper
-    /// than reading ranges.
-    pub fn ignores_ranges(&self) -> bool {
-        self.blobs.iter().any(HostBlob::ignores_ranges)
-    }
-
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,6 +144,10 @@ impl Blob for RegistryBlob {
 
     fn size(&self) -> u64 {
         self.size
+    }
+
+    fn ignores_ranges(&self) -> bool {
+        self.blobs.iter().any(HostBlob::ignores_ranges)
     }
 
     fn distrust(&self, range: ByteRange) -> bool {
