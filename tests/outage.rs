@@ -513,14 +513,20 @@ fn a_soak_leaks_nothing_and_ends_with_whole_trees() {
         place.ok(&["umount", directory.to_str().unwrap()]);
     }
     println!("private KiB and descriptors of all processes, over time: {footprints:?}");
-    // The first third is for warming up; after that nothing may grow by more than noise.
+    // The first third is for warming up; after that nothing may grow by more than noise. What grows for
+    // some minutes has an end: the list of the longest waits (512 of them), threads that fetch and what
+    // malloc keeps for each, and what it cannot give back between what is in use.
     let third = footprints.len() / 3;
     let most = |part: &[(u64, usize)]| {
         let memory = part.iter().map(|f| f.0).max().unwrap();
         (memory, part.iter().map(|f| f.1).max().unwrap())
     };
     let (early, late) = (most(&footprints[..=third]), most(&footprints[third..]));
-    let allowed = early.0 + early.0 / 2 + 4096 * mounts as u64;
+    // A short one is hardly warm when it ends.
+    let allowed = match long() {
+        true => early.0 + early.0 / 5,
+        false => early.0 + early.0 / 2 + 4096 * mounts as u64,
+    };
     assert!(late.0 <= allowed, "memory grows: {footprints:?}");
     assert!(
         late.1 <= early.1 + 16 * mounts,
