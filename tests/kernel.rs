@@ -280,11 +280,18 @@ fn erofs_reads_ahead_what_is_local() {
     // What the first start needs is known then, so that the next one does not look for it.
     assert!(std::fs::read(first.path("d/a")).unwrap() == noise(BYTES, 1));
     drop(first);
-    let local = place.mount_image(&registry.image(), &KERNEL);
-    assert!(new(|kib| kib >= 1024), "{:?}", read_aheads());
-    drop(local);
-    let _mounted = absent(&place, &registry, &[]);
-    assert!(new(|kib| kib == 16), "{:?}", read_aheads());
+    // A mount that another test makes in the same moment, with a runtime directory of its own, keeps this one
+    // from telling which is its own: then it is made once more.
+    until("what is local is read ahead far", || {
+        let _local = place.mount_image(&registry.image(), &KERNEL);
+        new(|kib| kib >= 1024)
+    });
+    drop(absent(&place, &registry, &[]));
+    let lazily = [&KERNEL[..], &["--fill", "never"]].concat();
+    until("what is absent is read ahead a little", || {
+        let _absent = place.mount_image(&registry.image(), &lazily);
+        new(|kib| kib == 16)
+    });
 }
 
 /// What EROFS mounts over files read ahead, in KiB, by the names of their backing devices.

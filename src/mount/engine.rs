@@ -100,11 +100,9 @@ impl Behind {
 
     /// Where reading ahead costs nothing any more.
     pub(crate) fn raise_read_ahead(&self) {
-        let erofs = self
-            .kernel
-            .as_ref()
-            .and_then(|kernel| kernel.erofs.as_ref());
-        for device in self.connection.iter().chain(erofs) {
+        let kernel = self.kernel.as_ref();
+        let backing = kernel.and_then(|kernel| kernel.backing.as_ref());
+        for device in self.connection.iter().chain(backing) {
             self.read_ahead.raise(device);
         }
     }
@@ -113,8 +111,11 @@ impl Behind {
 /// What the kernel engine of a mount has begun with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Devices {
-    /// The name of the EROFS file system's backing device.
+    /// `MAJOR:MINOR` of the EROFS file system.
     pub(crate) erofs: Option<String>,
+    /// The name of its backing device, where it could be told.
+    #[serde(default)]
+    pub(crate) backing: Option<String>,
     /// Digest of where everything is in the devices: who goes on with them must serve the same.
     pub(crate) plan: Digest,
 }
@@ -269,8 +270,8 @@ fn by_kernel(
     let attached = attach((request, place), parts, &image, &mount, read_ahead);
     let connection = device_of(&mount);
     drop(mount);
-    let erofs = match attached {
-        Ok(erofs) => erofs,
+    let devices = match attached {
+        Ok(devices) => devices,
         Err(why) => {
             // Nothing holds the FUSE file system any more, so its session ends.
             drop(answering.fuse);
@@ -278,12 +279,11 @@ fn by_kernel(
             return Err(why);
         }
     };
-    let plan = image.plan();
     Ok(Mounted {
         answerer: Answerer::Now(answering),
         unmounter: Some(Unmounter::directly(place)),
         choice: Choice::new("kernel", "the kernel has passed the self-test"),
-        behind: Behind::of(read_ahead, connection, Some(Devices { erofs, plan })),
+        behind: Behind::of(read_ahead, connection, Some(devices)),
     })
 }
 
@@ -318,14 +318,14 @@ fn image_file(parts: &Parts) -> Result<ImageFile, String> {
     ImageFile::make(&parts.cache, stored, parts.fs.tree(), layers).map_err(|e| e.to_string())
 }
 
-/// Mounts EROFS over the files of the layers; gives the name of its backing device.
+/// Mounts EROFS over the files of the layers.
 fn attach(
     (request, place): (&MountRequest, &Path),
     parts: &Parts,
     image: &ImageFile,
     files: &OwnedFd,
     read_ahead: ReadAhead,
-) -> Result<Option<String>, String> {
+) -> Result<Devices, String> {
     let reads_ahead = parts.fs.content().allows_read_ahead();
     if reads_ahead && let Some(device) = device_of(files) {
         // What EROFS opens keeps the read-ahead that there is now.
@@ -353,7 +353,11 @@ fn attach(
     }
     erofs_mount::attach(&mount, place)
         .map_err(|e| format!("EROFS cannot be put in its place: {e}"))?;
-    Ok(backing)
+    Ok(Devices {
+        erofs: device_of(&mount),
+        backing,
+        plan: image.plan(),
+    })
 }
 
 /// The files of layers that were checked whole in this boot.

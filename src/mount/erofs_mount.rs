@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{CWD, FlockOperation};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags};
@@ -20,6 +21,11 @@ const LOG_BYTES_MAX: usize = 8 << 10;
 
 /// Where the kernel has the settings of backing devices (Documentation/ABI/testing/sysfs-class-bdi).
 const BACKING_DEVICES: &str = "/sys/class/bdi";
+
+/// How often is looked whether another mount is being made, and how long is waited in between: making one takes
+/// a few milliseconds.
+const ALONE_TRIES: u32 = 50;
+const ALONE_PAUSE: Duration = Duration::from_millis(2);
 
 /// An EROFS that is mounted at no place yet.
 pub(super) struct Erofs {
@@ -58,9 +64,7 @@ pub(super) fn mount(
 /// systems, but `erofs-N` with a number that counts up (`super_setup_bdi` in fs/super.c), and nothing leads
 /// from the mount to it. So it is the one that is new; where somebody else mounted at the same time, none is.
 fn backed<T>(create: impl FnOnce() -> T) -> (T, Option<String>) {
-    // Among ourselves we wait; who cannot lock makes it as well, and at worst cannot tell.
-    let lock = File::open(BACKING_DEVICES).ok();
-    let lock = lock.filter(|dir| rustix::fs::flock(dir, FlockOperation::LockExclusive).is_ok());
+    let lock = alone();
     let before = of_erofs();
     let created = create();
     let mut new = of_erofs();
@@ -68,6 +72,20 @@ fn backed<T>(create: impl FnOnce() -> T) -> (T, Option<String>) {
     new.retain(|name| !before.contains(name));
     let backing = new.pop().filter(|_| new.is_empty());
     (created, backing)
+}
+
+/// Keeps others of the same user from mounting EROFS meanwhile. Who does not get the lock soon mounts without
+/// it, and at worst cannot tell: a process that was stopped must hold up nobody.
+fn alone() -> Option<File> {
+    let directory = File::open(record::directory().ok()?).ok()?;
+    let lock = || rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive).is_ok();
+    for _ in 0..ALONE_TRIES {
+        if lock() {
+            return Some(directory);
+        }
+        std::thread::sleep(ALONE_PAUSE);
+    }
+    None
 }
 
 fn of_erofs() -> Vec<String> {
