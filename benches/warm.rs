@@ -334,8 +334,8 @@ impl Bench {
     ///
     /// What lies in pages of 4 KiB is read as fast as these happen to lie behind one another in memory: whoever
     /// fills the page cache first gets the scattered ones that earlier work left, whoever comes after it whole
-    /// blocks, and reads twice as fast. So each run fills it anew, beginning with another tree; and all is
-    /// measured once in the memory that there is, and once where what is free is whole blocks, as after a boot.
+    /// blocks, and reads twice as fast. So each has the page cache for itself; and all is measured once in the
+    /// memory that there is, and once where what is free is whole blocks, as after a boot.
     fn warm_data(&self, trees: &[Tree]) {
         drop_caches();
         println!("a file of 512 MiB, warm, memory as it is");
@@ -358,20 +358,16 @@ impl Bench {
         ];
         let mut placed: Vec<Vec<[f64; 2]>> = vec![Vec::new(); trees.len()];
         let mut values = vec![vec![Vec::new(); trees.len()]; rows.len()];
-        for run in 0..self.runs {
-            drop_caches();
-            for at in (0..trees.len()).map(|at| (at + run) % trees.len()) {
+        for _ in 0..self.runs {
+            for (at, tree) in trees.iter().enumerate() {
+                drop_caches();
                 // The second time the kernel marks pages as often used, which costs once.
-                micro::sequential(&large(&trees[at]));
-                micro::sequential(&large(&trees[at]));
-            }
-            for (values, (_, measure, _)) in values.iter_mut().zip(rows) {
-                for (values, tree) in values.iter_mut().zip(trees) {
-                    values.push(measure(&large(tree)));
+                micro::sequential(&large(tree));
+                micro::sequential(&large(tree));
+                for (values, (_, measure, _)) in values.iter_mut().zip(rows) {
+                    values[at].push(measure(&large(tree)));
                 }
-            }
-            for (placed, tree) in placed.iter_mut().zip(trees) {
-                placed.push(micro::placed(&large(tree)));
+                placed[at].push(micro::placed(&large(tree)));
             }
         }
         for (values, (name, _, targets)) in values.into_iter().zip(rows) {
