@@ -75,7 +75,7 @@ fn watch_ways(ways: Ways, keeper: &Arc<Keeper>, late: &Arc<LateSource>) {
     late.when_out_of_reach(Box::new(move || {
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
         let was_just_now = last.is_some_and(|last| last.elapsed() < RENEWED_EVERY);
-        if was_just_now || ways.stamp() == stamp || !ways.are_usable() {
+        if was_just_now || !ways.are_others(&stamp) {
             return;
         }
         *last = Some(Instant::now());

@@ -1,5 +1,7 @@
 //! What a worker that is shut in may reach of the file system.
 
+use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -147,10 +149,98 @@ impl Ways {
         }
     }
 
-    /// Whether another worker could use what is said of the hosts: one that is not yet written whole
-    /// would end reads that wait now.
-    pub(crate) fn are_usable(&self) -> bool {
+    /// Whether sources may be reached in another way than `since`, by a worker that can use it. Hosts that
+    /// are not yet written whole would end reads that wait now. What this one may not read it cannot
+    /// judge, a directory that came later for one: that is no reason, and does not stand in the way of
+    /// other names.
+    pub(crate) fn are_others(&self, since: &Stamp) -> bool {
+        let now = self.stamp();
+        let other_names = now.names != since.names;
+        match now.hosts == since.hosts {
+            true => other_names,
+            false => self.are_usable() || other_names && self.are_hidden(),
+        }
+    }
+
+    fn are_usable(&self) -> bool {
         let usable = |registry| hosts::files(registry, &self.hosts).is_ok();
         self.registries.iter().all(usable)
+    }
+
+    /// Whether this process may not read what is said of the hosts.
+    fn are_hidden(&self) -> bool {
+        let registries = self.registries.iter();
+        let mut places = registries.flat_map(|registry| hosts::places(registry, &self.hosts));
+        places.any(|place| {
+            let opened = File::open(place);
+            opened.is_err_and(|e| e.kind() == ErrorKind::PermissionDenied)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::thread::{CapabilitySet, CapabilitySets};
+
+    use super::*;
+
+    /// Ways of an image whose `hosts.toml` would lie in the directory.
+    fn ways(dir: &Path) -> (Ways, PathBuf) {
+        let registry: Reference = "registry.test/image".parse().unwrap();
+        let hosts = HostsDirs {
+            dirs: vec![dir.to_owned()],
+            strict: true,
+        };
+        let file = dir.join("registry.test/hosts.toml");
+        std::fs::create_dir(dir.join("registry.test")).unwrap();
+        let registries = vec![registry];
+        (Ways { registries, hosts }, file)
+    }
+
+    /// The same with the names of another time.
+    fn other_names(of: &Stamp) -> Stamp {
+        let mut stamp = of.clone();
+        stamp.names[0] = Some((0, 0));
+        stamp
+    }
+
+    #[test]
+    fn there_is_another_way_when_names_or_hosts_are_others() {
+        let temp = tempfile::tempdir().unwrap();
+        let (ways, file) = ways(temp.path());
+        let since = ways.stamp();
+        assert!(!ways.are_others(&since));
+        assert!(ways.are_others(&other_names(&since)));
+        std::fs::write(&file, "[host.").unwrap();
+        assert!(!ways.are_others(&since), "not written whole");
+        assert!(!ways.are_others(&other_names(&since)));
+        // What this worker has begun with it can go on with.
+        assert!(ways.are_others(&other_names(&ways.stamp())));
+        std::fs::write(&file, "[host.'http://mirror.test']\n").unwrap();
+        assert!(ways.are_others(&since));
+        assert!(!ways.are_others(&ways.stamp()));
+    }
+
+    #[test]
+    fn hosts_that_may_not_be_read_do_not_hide_other_names() {
+        let temp = tempfile::tempdir().unwrap();
+        let (ways, file) = ways(temp.path());
+        let since = ways.stamp();
+        std::fs::write(&file, "[host.'http://mirror.test']\n").unwrap();
+        let nobody = std::os::unix::fs::PermissionsExt::from_mode(0o0);
+        std::fs::set_permissions(&file, nobody).unwrap();
+        // Capabilities belong to a thread: this one may read no more than its user.
+        let thread = std::thread::spawn(move || {
+            let none = CapabilitySets {
+                effective: CapabilitySet::empty(),
+                permitted: CapabilitySet::empty(),
+                inheritable: CapabilitySet::empty(),
+            };
+            rustix::thread::set_capabilities(None, none).unwrap();
+            assert!(ways.are_hidden());
+            assert!(!ways.are_others(&since), "another worker may find the same");
+            assert!(ways.are_others(&other_names(&since)));
+        });
+        thread.join().unwrap();
     }
 }
