@@ -34,6 +34,10 @@ use support::registry::Registry;
 
 const MIB: u64 = 1 << 20;
 
+/// Far more than a last round of verifying or building takes; a reader that waits for what never comes
+/// fails then.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// Those that this machine has.
 fn engines() -> Vec<&'static str> {
     match can_use_kernel() {
@@ -59,6 +63,16 @@ fn worker(place: &Place) -> u64 {
         assert!(Instant::now() < deadline, "nobody serves");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// What a thread has found out, which is to end now.
+fn end<T>(thread: JoinHandle<T>, what: &str) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    while !thread.is_finished() {
+        assert!(Instant::now() < deadline, "{what} does not come to an end");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    thread.join().unwrap()
 }
 
 /// Who looks how long a small read of bytes that the kernel has forgotten takes, again and again.
@@ -99,7 +113,7 @@ impl Watch {
 
     fn finish(self) {
         self.stop.store(true, SeqCst);
-        self.thread.join().unwrap();
+        end(self.thread, "a small read");
     }
 }
 
@@ -217,7 +231,7 @@ fn verify_under_kills(place: &Place, image: &str, engine: &str, bytes: u64) {
     kill_and_replace(place, &watch, &format!("fio --verify by {engine}"));
     watch.finish();
     stop.store(true, SeqCst);
-    let rounds = verifying.join().unwrap();
+    let rounds = end(verifying, "fio");
     println!("fio verified {} MiB by {engine}", rounds * 2 * bytes / MIB);
     assert!(rounds > 0);
     assert_eq!(place.stats()["engine"], engine);
@@ -316,7 +330,7 @@ fn build_under_kills(place: &Place, image: &str, engine: &str) {
     kill_and_replace(place, &watch, &format!("a g++ build by {engine}"));
     watch.finish();
     stop.store(true, SeqCst);
-    let builds = building.join().unwrap();
+    let builds = end(building, "the build");
     println!("{builds} builds by {engine}, each with the right program");
     assert_eq!(place.stats()["engine"], engine);
 }
