@@ -166,8 +166,7 @@ impl Content {
         }
         let missing = |l: &Layer| {
             let (index, pages) = (&l.source.index, &l.source.pages);
-            let absent = pages.size().saturating_sub(pages.present_bytes());
-            let share = absent as f64 / pages.size().max(1) as f64;
+            let share = l.absent_bytes() as f64 / pages.size().max(1) as f64;
             (index.compressed_size as f64 * share) as u64
         };
         let missing = self.layers.iter().map(missing).sum();
@@ -185,25 +184,40 @@ impl Content {
         }
     }
 
-    async fn fill_all(self: &Arc<Self>, hurry: Hurry) {
+    /// Passes over all layers as long as that helps. What has come may be absent again: the edge of a span
+    /// waits in memory for the job that comes next, and gives way when readers fetch much before it.
+    async fn fill_all(self: &Arc<Self>, mut hurry: Hurry) {
+        let absent = || self.to_fill().map(Layer::absent_bytes).sum::<u64>();
+        let mut before = absent();
+        loop {
+            if !self.pass(hurry).await {
+                return tracing::info!("the fill ends here: the cache is as full as it may be");
+            }
+            let left = absent();
+            // Another pass must end as well: one that stored nothing would fetch the same for ever, and
+            // what a full disk did not take would come for nothing.
+            let is_full = || self.layers.iter().any(|l| l.fringe.has_overflowed());
+            if left == 0 || left >= before || is_full() {
+                return;
+            }
+            tracing::debug!(left, "filling what is absent again");
+            // The start that was in a hurry is over.
+            (before, hurry) = (left, Hurry::Considerate);
+        }
+    }
+
+    /// Asks once for all that is absent; false when the cache has no room for it.
+    async fn pass(self: &Arc<Self>, hurry: Hurry) -> bool {
         let mut under_way = JoinSet::new();
         let mut quiet = Duration::ZERO;
         // The smallest remainder first: a layer that is whole is worth more than two halves.
         for layer in self.by_remainder() {
-            if self
-                .layers
-                .get(layer as usize)
-                .is_some_and(|l| l.proven.get().is_some())
-            {
-                continue;
-            }
             let mut at = 0;
             while let Some(job) = self.next_job(layer, at) {
                 // What is under way takes its place only when it comes.
                 while !self.has_room(&job, under_way.len()) {
                     if under_way.join_next().await.is_none() {
-                        tracing::info!("the fill ends here: the cache is as full as it may be");
-                        return;
+                        return false;
                     }
                 }
                 at = job.spans.end;
@@ -222,6 +236,7 @@ impl Content {
             }
         }
         under_way.join_all().await;
+        true
     }
 
     /// Whether nothing is wanted more than the fill: neither by readers, nor by the profile.
@@ -244,17 +259,16 @@ impl Content {
         layer.source.pages.room() >= bytes.saturating_mul(1 + others as u64)
     }
 
+    /// The layers that are not proven: one that is has come whole.
+    fn to_fill(&self) -> impl Iterator<Item = &Layer> {
+        self.layers.iter().filter(|l| l.proven.get().is_none())
+    }
+
     fn by_remainder(&self) -> Vec<u32> {
-        let remainder = |n: &u32| {
-            self.layers.get(*n as usize).map(|l| {
-                let pages = &l.source.pages;
-                pages.size().saturating_sub(pages.present_bytes())
-            })
-        };
-        let mut layers: Vec<u32> = self.layers.iter().map(|l| l.number).collect();
+        let mut layers: Vec<&Layer> = self.to_fill().collect();
         // Cached, because each look at a remainder reads the bitmap's file.
-        layers.sort_by_cached_key(remainder);
-        layers
+        layers.sort_by_cached_key(|layer| layer.absent_bytes());
+        layers.iter().map(|layer| layer.number).collect()
     }
 
     /// What one request may ask for.
@@ -291,5 +305,174 @@ impl Content {
             layer,
             spans: first..end.unwrap_or(spans.len()),
         })
+    }
+}
+
+impl Layer {
+    fn absent_bytes(&self) -> u64 {
+        let pages = &self.source.pages;
+        pages.size().saturating_sub(pages.present_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+    use std::sync::{OnceLock, Weak};
+
+    use super::*;
+    use crate::blob::{self, Blob, BoxFuture, ByteRange, ByteStream, ErrorKind};
+    use crate::cache::{Begin, Cache};
+    use crate::content::first_contact::{self, Wanted};
+    use crate::content::{LateIndex, LayerSource, Options, Profile};
+    use crate::layer::codec;
+    use crate::monitor::Silent;
+    use crate::oci::{Descriptor, Digest};
+
+    /// Far more than a fill of this takes.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// What happens when a range of the blob is asked for.
+    #[derive(Debug, Clone, Copy)]
+    enum Mishap {
+        None,
+        /// Before the second answer, what the first has left in the fringe gives way.
+        Evicted,
+        /// Nobody gives what lies in the middle.
+        Denied,
+    }
+
+    #[derive(Debug)]
+    struct Clumsy {
+        digest: Digest,
+        bytes: Vec<u8>,
+        mishap: Mishap,
+        asked: AtomicUsize,
+        content: OnceLock<Weak<Content>>,
+    }
+
+    impl Clumsy {
+        /// Waits until there is something that can give way.
+        async fn evict(&self) {
+            let content = self.content.get().and_then(Weak::upgrade).unwrap();
+            while content.layers[0].fringe.forget_edges() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+    }
+
+    impl Blob for Clumsy {
+        fn digest(&self) -> &Digest {
+            &self.digest
+        }
+
+        fn size(&self) -> u64 {
+            self.bytes.len() as u64
+        }
+
+        fn open(&self, range: ByteRange) -> BoxFuture<'_, Result<ByteStream, blob::Error>> {
+            Box::pin(async move {
+                let asked = self.asked.fetch_add(1, SeqCst);
+                let middle = self.size() / 2;
+                match self.mishap {
+                    Mishap::Evicted if asked == 1 => self.evict().await,
+                    Mishap::Denied if (range.start()..range.end()).contains(&middle) => {
+                        return Err(blob::Error::new(ErrorKind::Denied, "denied"));
+                    }
+                    _ => {}
+                }
+                let bytes = self.bytes[range.start() as usize..range.end() as usize].to_vec();
+                let pieces = futures_util::stream::iter([Ok(bytes.into())]);
+                Ok(Box::pin(pieces) as ByteStream)
+            })
+        }
+    }
+
+    /// A tar of a file of noise, as members of gzip that end in the middle of pages.
+    fn tar() -> (Vec<u8>, Vec<u8>) {
+        let mut noise = vec![0; 3 << 20];
+        fastrand::Rng::with_seed(1).fill(&mut noise);
+        let mut header = tar::Header::new_ustar();
+        header.set_size(noise.len() as u64);
+        header.set_mode(0o644);
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_data(&mut header, "noise", &*noise).unwrap();
+        let tar = builder.into_inner().unwrap();
+        let mut blob = Vec::new();
+        for part in tar.chunks(300_000) {
+            let mut gzip = flate2::write::GzEncoder::new(blob, flate2::Compression::fast());
+            gzip.write_all(part).unwrap();
+            blob = gzip.finish().unwrap();
+        }
+        (tar, blob)
+    }
+
+    fn clumsy(bytes: &[u8], mishap: Mishap) -> Arc<Clumsy> {
+        Arc::new(Clumsy {
+            digest: Digest::of(bytes),
+            bytes: bytes.to_vec(),
+            mishap,
+            asked: AtomicUsize::new(0),
+            content: OnceLock::new(),
+        })
+    }
+
+    /// A layer of which nothing was present, after a fill.
+    fn filled(mishap: Mishap) -> Arc<Content> {
+        let (tar, gzip) = tar();
+        let runtime = Content::new_runtime().unwrap();
+        let temp = tempfile::tempdir().unwrap();
+        let cache = |name: &str| Cache::open(&temp.path().join(name)).unwrap();
+        let blob = clumsy(&gzip, Mishap::None);
+        let media_type = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let wanted = Wanted {
+            descriptor: Descriptor::new(media_type, blob.digest.clone(), blob.size()),
+            diff_id: Digest::of(&tar),
+            blob,
+            sole: false,
+        };
+        let elsewhere = cache("elsewhere");
+        let known = first_contact::ingest(&elsewhere, vec![wanted], Arc::new(Silent));
+        let known = runtime.block_on(known).unwrap().remove(0);
+        let index = codec::decode(&known.index().unwrap()).unwrap();
+        let Begin::New(mut new) = cache("here").begin(&index.blob, 4).unwrap() else {
+            panic!("nobody has it");
+        };
+        new.keep_index_only();
+        new.write(&tar[..index.address_size as usize]).unwrap();
+        let pages = new.commit(b"index").unwrap().pages().unwrap();
+        assert_eq!(pages.present_bytes(), 0);
+        let blob = clumsy(&gzip, mishap);
+        let source = LayerSource {
+            index: LateIndex::from(Arc::new(index)),
+            pages: Arc::new(pages),
+            blob: blob.clone(),
+            windows: None,
+            prove: None,
+        };
+        let options = Options::default();
+        let content = Content::new(vec![source], options, Profile::default(), None);
+        blob.content.set(Arc::downgrade(&content)).unwrap();
+        let in_time = runtime.block_on(async {
+            let fill = content.fill_all(Hurry::Considerate);
+            tokio::time::timeout(PATIENCE, fill).await.is_ok()
+        });
+        assert!(in_time, "a fill with {mishap:?} comes to an end");
+        assert!(blob.asked.load(SeqCst) > 1, "it has a second request");
+        content
+    }
+
+    #[test]
+    fn what_gave_way_before_its_neighbour_came_is_fetched_once_more() {
+        assert!(filled(Mishap::None).is_complete());
+        assert!(filled(Mishap::Evicted).is_complete());
+    }
+
+    #[test]
+    fn a_fill_ends_that_can_bring_nothing_more() {
+        let content = filled(Mishap::Denied);
+        let left: u64 = content.to_fill().map(Layer::absent_bytes).sum();
+        assert!(left > 0 && left < 3 << 20, "{left}");
     }
 }

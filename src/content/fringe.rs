@@ -8,7 +8,7 @@
 //! A neighbour may never come, and readers of pieces far apart leave two edges a piece: without a
 //! bound these were 3 % of all that was ever read. What was not used for longest makes room. Its
 //! span is then absent again as far as that edge goes, and is fetched once more when somebody wants
-//! it.
+//! it, or by the next pass of the fill.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -197,6 +197,20 @@ impl Fringe {
             }
         }
         covered == part.end()
+    }
+
+    /// Whether pages are here that the cache could not store.
+    pub(super) fn has_overflowed(&self) -> bool {
+        self.used.load(Ordering::Acquire) && !self.lock().overflow.is_empty()
+    }
+
+    /// As when others need all the room; how many pages gave way.
+    #[cfg(test)]
+    pub(super) fn forget_edges(&self) -> usize {
+        let mut kept = self.lock();
+        let count = kept.edges.len();
+        kept.edges.clear();
+        count
     }
 
     /// Whether `part`, which lies within one page, can be read from here.
