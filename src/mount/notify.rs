@@ -23,6 +23,9 @@ use rustix::time::Timespec;
 /// Where it listens.
 const SOCKET: &str = "NOTIFY_SOCKET";
 
+/// How many descriptors it keeps.
+const ROOM: &str = "FDSTORE";
+
 /// What a manager says to the one process that it has started, and to none that this one starts.
 const VARIABLES: [&str; 8] = [
     SOCKET,
@@ -30,7 +33,7 @@ const VARIABLES: [&str; 8] = [
     "LISTEN_PIDFDID",
     "LISTEN_FDS",
     "LISTEN_FDNAMES",
-    "FDSTORE",
+    ROOM,
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
 ];
@@ -57,7 +60,8 @@ pub(super) fn keep_from(command: &mut Command) {
 
 /// Leaves to the program that takes this one's place what it may say to the manager.
 pub(super) fn leave_to(command: &mut Command) {
-    command.envs(std::env::var_os(SOCKET).map(|path| (SOCKET, path)));
+    let said = |name| Some((name, std::env::var_os(name)?));
+    command.envs([SOCKET, ROOM].into_iter().filter_map(said));
 }
 
 /// The descriptors that the manager gives this process, by number, with their names; from the
@@ -83,6 +87,7 @@ fn named(pid: u32, variable: impl Fn(&str) -> Option<String>) -> Vec<(RawFd, Str
 pub(super) struct Notifier {
     socket: OwnedFd,
     address: SocketAddrUnix,
+    room: Option<usize>,
 }
 
 impl Notifier {
@@ -95,7 +100,10 @@ impl Notifier {
         }
         let path = std::env::var_os(SOCKET)?;
         match Notifier::at(&path) {
-            Ok(notifier) => Some(notifier),
+            Ok(notifier) => {
+                let room = std::env::var(ROOM).ok();
+                Some(notifier.with_room(room.and_then(|room| room.parse().ok())))
+            }
             Err(error) => {
                 tracing::warn!(%error, ?path, "the service manager cannot be told anything");
                 None
@@ -113,7 +121,21 @@ impl Notifier {
         let (unix, datagrams) = (AddressFamily::UNIX, SocketType::DGRAM);
         let socket = rustix::net::socket_with(unix, datagrams, SocketFlags::CLOEXEC, None)?;
         set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
-        Ok(Notifier { socket, address })
+        Ok(Notifier {
+            socket,
+            address,
+            room: None,
+        })
+    }
+
+    /// The same, of a manager that keeps so many descriptors.
+    pub(super) fn with_room(self, room: Option<usize>) -> Notifier {
+        Notifier { room, ..self }
+    }
+
+    /// How many descriptors it keeps; `None` when it does not say.
+    pub(super) fn room(&self) -> Option<usize> {
+        self.room
     }
 
     /// That the service does what it is for.

@@ -204,10 +204,10 @@ fn read(path: &Path) -> Option<Record> {
     None
 }
 
-/// Whether a keeper lives, so that another worker will take over. One that has ended and was not
+/// Whether a process lives: a keeper, so that another worker will take over. One that has ended and was not
 /// waited for (state `Z` or `X` of proc(5), `stat`) does not.
-fn lives(keeper: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{keeper}/stat"));
+fn lives(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
     let state = stat
         .ok()
         .and_then(|s| Some(s.rsplit_once(") ")?.1.to_owned()));
@@ -222,9 +222,8 @@ pub fn forget(record: &Record) {
     }
 }
 
-/// The records of the workers that `keeper` has had for the mount on `mountpoint`, but for this process's,
-/// with their files.
-fn of_workers(keeper: u32, mountpoint: &Path) -> impl Iterator<Item = (Record, File)> {
+/// The records of other processes for `mountpoint`, with their files.
+fn of_others(mountpoint: &Path) -> impl Iterator<Item = (Record, File)> {
     let entries = directory().and_then(std::fs::read_dir);
     let found = entries.into_iter().flatten().flatten().filter_map(|entry| {
         let file = File::open(entry.path()).ok()?;
@@ -232,35 +231,51 @@ fn of_workers(keeper: u32, mountpoint: &Path) -> impl Iterator<Item = (Record, F
         Some((record, file))
     });
     found.filter(move |(record, _)| {
-        record.keeper == Some(keeper)
-            && record.mountpoint == mountpoint
-            && record.pid != std::process::id()
+        record.mountpoint == mountpoint && record.pid != std::process::id()
     })
 }
 
-/// Removes what all other workers of that mount left, which must be dead: one may have died before
-/// anybody knew of it.
-pub(super) fn forget_others(keeper: u32, mountpoint: &Path) {
-    for (record, _) in of_workers(keeper, mountpoint) {
+/// Whether the process that has this record lives.
+fn is_locked(record: &File) -> bool {
+    flock(record, FlockOperation::NonBlockingLockShared).is_err()
+}
+
+/// Removes what dead workers left of a mount that this process serves: one may have died, and its keeper
+/// as well, before anybody knew of it.
+pub(super) fn forget_others(mountpoint: &Path) {
+    for (record, _) in of_others(mountpoint).filter(|(_, file)| !is_locked(file)) {
         forget(&record);
     }
 }
 
-/// Kills workers that have outlived the keeper of the mount of `before`, and waits until they are gone.
-pub(super) fn end_workers(before: &Record) {
-    let Some(keeper) = before.keeper else { return };
-    for (record, file) in of_workers(keeper, &before.mountpoint) {
+/// Kills workers of this service that serve `mountpoint` and have outlived their keeper, which was `keeper`
+/// or is dead, and waits until they are gone. A worker writes its record itself: whatever that says, nobody
+/// dies of it who is not of this service.
+pub(super) fn end_workers(mountpoint: &Path, keeper: Option<u32>) {
+    // The number of a dead keeper may be another process's by now, even this one's.
+    let is_dead = |of: u32| [keeper, Some(std::process::id())].contains(&Some(of)) || !lives(of);
+    let orphans = of_others(mountpoint).filter(|(record, _)| record.keeper.is_some_and(is_dead));
+    for (record, file) in orphans {
         let deadline = Instant::now() + GOODBYE;
         // As long as it is locked, the number is that of the worker.
-        while flock(&file, FlockOperation::NonBlockingLockShared).is_err()
-            && Instant::now() < deadline
-        {
-            if let Some(pid) = Pid::from_raw(record.pid.cast_signed()) {
+        while is_locked(&file) && Instant::now() < deadline {
+            if is_of_this_service(record.pid)
+                && let Some(pid) = Pid::from_raw(record.pid.cast_signed())
+            {
                 let _gone = kill_process(pid, Signal::KILL);
+            } else if lives(record.pid) {
+                break;
             }
             std::thread::sleep(GLANCE);
         }
     }
+}
+
+/// Whether a process is in the control group of this one (cgroups(7)), as all of one service are, and nobody
+/// else is.
+fn is_of_this_service(pid: u32) -> bool {
+    let group = |of: &str| std::fs::read(format!("/proc/{of}/cgroup")).ok();
+    group(&pid.to_string()) == group("self")
 }
 
 /// Waits until the worker of the mount on `mountpoint`, which was unmounted, has ended: so that a

@@ -304,10 +304,7 @@ impl Prepared {
         let alone = self.served.keeper.wait_until_alone();
         alone.map_err(Error::io("cannot take over"))?;
         record::forget(before);
-        // The mount may have had another keeper before.
-        for keeper in Keeper::pid().into_iter().chain(before.keeper) {
-            record::forget_others(keeper, &before.mountpoint);
-        }
+        record::forget_others(&before.mountpoint);
         let (own, control) = publish(&self.served)?;
         let running = self.answer(own, control)?;
         self.upper.as_mut().map(UpperDir::take_over);

@@ -6,20 +6,20 @@
 use std::convert::Infallible;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::net::SocketType;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::mount::handover::Handed;
 use crate::mount::launch;
-use crate::mount::mountpoint;
+use crate::mount::mountpoint::{self, MountpointError};
 use crate::mount::notify::{self, Notifier};
 use crate::mount::parcel;
 use crate::mount::record::{self, Record, State};
 use crate::mount::request::MountRequest;
 use crate::mount::stored::{self, Kept, Store};
+use crate::mount::upper;
 
 /// Longest request that is read from the command; it holds a few paths.
 const REQUEST_BYTES_MAX: u64 = 64 << 10;
@@ -83,21 +83,22 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// When the manager does not answer.
+    /// When the manager does not answer, or somebody uses a dead writable mount.
     pub fn find(&mut self, request: &MountRequest) -> io::Result<Found> {
         let mut given = std::mem::take(&mut self.given);
         let mut names: Vec<String> = given.iter().map(|(name, _)| name.clone()).collect();
         let kept = Kept::newest(&mut given);
-        let handed = kept.as_ref().map(|kept| &kept.handed);
-        let handed: Option<Handed> = handed.and_then(|handed| Handed::deserialize(handed).ok());
-        let before = handed.as_ref().map(|handed| &handed.record);
-        if let Some(before) = before {
-            // It serves nobody that could start another.
-            record::end_workers(before);
+        let keeper = kept.as_ref().map(|kept| kept.keeper);
+        let mut places: Vec<_> = kept.iter().filter_map(Kept::mountpoint).collect();
+        places.push(request.mountpoint.clone());
+        places.dedup();
+        for place in &places {
+            // Nobody would start another should one of them die.
+            record::end_workers(place, keeper);
         }
-        let goes_on = match (kept, &handed) {
-            (Some(kept), Some(handed)) => going_on(kept, handed, given, request),
-            _ => {
+        let goes_on = match kept {
+            Some(kept) => going_on(kept, given, request),
+            None => {
                 drop(given);
                 Err("nothing says what it is of".to_owned())
             }
@@ -114,9 +115,8 @@ impl Service {
             }
             Err(why) => why,
         };
-        let places = before.map(|before| &before.mountpoint).into_iter();
-        for place in places.chain([&request.mountpoint]) {
-            clear(place, before);
+        for place in &places {
+            clear(place, keeper, &request.cache_dir).map_err(io::Error::other)?;
         }
         Ok(match names.is_empty() {
             true => Found::Nothing,
@@ -146,7 +146,6 @@ impl Service {
 /// What another worker needs to go on; the error says why none can.
 fn going_on(
     kept: Kept,
-    handed: &Handed,
     given: Vec<(String, OwnedFd)>,
     request: &MountRequest,
 ) -> Result<(Kept, Vec<OwnedFd>), String> {
@@ -154,39 +153,50 @@ fn going_on(
     if let Some(field) = kept.differs_in(&wanted) {
         return Err(format!("it is of a mount of another `{field}`"));
     }
+    let handed = kept.handed()?;
     let held = kept.held(given).ok_or("some of it is missing")?;
     let device = held.first().ok_or("the device is missing")?;
-    if !stored::is_in_place(handed, device) {
+    if !stored::is_in_place(&handed, device) {
         return Err("it is of a mount that has ended".to_owned());
     }
     let there = record::find(&handed.record.mountpoint);
     match there.map_err(|e| e.to_string())? {
-        Some(other) if is_served(&other, Some(&handed.record)) => {
+        Some(other) if is_served(&other, Some(kept.keeper)) => {
             Err("another mount has taken its place".to_owned())
         }
         _ => Ok((kept, held)),
     }
 }
 
-/// Whether the mount of this record is another one than that of `before` and goes on. The number of a
-/// dead keeper may be another process's by now.
-fn is_served(found: &Record, before: Option<&Record>) -> bool {
-    let is_before = before.is_some_and(|before| before.keeper == found.keeper);
+/// Whether the mount of this record is another one than that of `before`, the keeper that is dead, and goes
+/// on. The number of a dead keeper may be another process's by now.
+fn is_served(found: &Record, before: Option<u32>) -> bool {
     match found.state {
         State::Ready => true,
-        State::Stalled => !is_before,
+        State::Stalled => before.is_none() || before != found.keeper,
         State::Dead | State::Poisoned => false,
     }
 }
 
-/// Unmounts what nobody serves at `place`.
-fn clear(place: &Path, before: Option<&Record>) {
+/// Unmounts what nobody serves at `place`. Whoever has a file open there keeps a detached overlay alive, which
+/// would go on with an upper directory that the next mount may have as well: such a mount is not detached.
+///
+/// # Errors
+///
+/// When somebody uses that.
+fn clear(place: &Path, before: Option<u32>, cache_dir: &Path) -> Result<(), MountpointError> {
     while let Ok(Some(dead)) = record::find(place)
         && !is_served(&dead, before)
-        && mountpoint::unmount(place, true).is_ok()
     {
-        record::forget(&dead);
+        let stays = |upper: &PathBuf| !upper::is_for_one_mount(upper, cache_dir);
+        match mountpoint::unmount(place, !dead.upper.as_ref().is_some_and(stays)) {
+            Ok(()) => record::forget(&dead),
+            Err(error @ MountpointError::Busy(_)) => return Err(error),
+            // Whoever mounts there says what is the matter.
+            Err(_) => break,
+        }
     }
+    Ok(())
 }
 
 /// What this keeper is to do: as the command before it in this process has left it, or as the command that

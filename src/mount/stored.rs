@@ -7,13 +7,17 @@
 //! rsmount-state-7   sealed: the request, what the worker has said of its mount, how many are held
 //! ```
 //!
-//! A new state is stored before the old one is removed, so there is always one. Who ends in an orderly
-//! way leaves nothing; what is found there is of a keeper that was killed.
+//! A new state is stored before the old one is removed, so there is always one, if there is room for both.
+//! A manager that has less drops what is new without a word: where it says how much it has (`$FDSTORE`,
+//! systemd 254), nothing is stored unless all fits; where it does not, the old state goes and no new one
+//! comes, and the next keeper, which finds nothing that says what it has, mounts anew. Who ends in an
+//! orderly way leaves nothing; what is found there is of a keeper that was killed.
 
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
@@ -24,6 +28,7 @@ use serde_json::Value;
 use crate::mount::handover::Handed;
 use crate::mount::mountpoint;
 use crate::mount::notify::Notifier;
+use crate::mount::record::Record;
 
 /// How the names of held descriptors begin; a number follows.
 const HELD: &str = "rsmount-held-";
@@ -57,6 +62,8 @@ pub(super) struct Kept {
     pub(super) request: Value,
     /// What the last worker has handed over.
     pub(super) handed: Value,
+    /// The process that has stored it.
+    pub(super) keeper: u32,
     /// How many descriptors with it.
     descriptors: usize,
     /// The number of the state.
@@ -117,6 +124,14 @@ impl Store {
     }
 
     fn keep(&mut self, request: &Value, handed: &Value, descriptors: &[OwnedFd]) -> io::Result<()> {
+        // With the old state and the new one.
+        let needed = descriptors.len() + 2;
+        if let Some(room) = self.manager.room().filter(|room| *room < needed) {
+            return Err(io::Error::other(format!(
+                "the service manager keeps {room} descriptors, and {needed} are needed \
+                 (FileDescriptorStoreMax={needed})"
+            )));
+        }
         for (n, descriptor) in descriptors.iter().enumerate() {
             // Every worker hands over the same open files.
             let name = format!("{HELD}{n}");
@@ -128,6 +143,7 @@ impl Store {
         let kept = Kept {
             request: request.clone(),
             handed: handed.clone(),
+            keeper: std::process::id(),
             descriptors: descriptors.len(),
             generation: self.generation + 1,
         };
@@ -221,6 +237,25 @@ impl Kept {
         is_all.then(|| held.into_iter().map(|(_, descriptor)| descriptor).collect())
     }
 
+    /// Where it was asked to mount.
+    pub(super) fn mountpoint(&self) -> Option<PathBuf> {
+        self.request["mountpoint"].as_str().map(PathBuf::from)
+    }
+
+    /// What the last worker has handed over; the error says why it is of no use. A worker reads what strangers
+    /// have made: whatever became of it, it has no say in which mount is gone on with.
+    pub(super) fn handed(&self) -> Result<Handed, String> {
+        let handed = Handed::deserialize(&self.handed);
+        let handed = handed.map_err(|_| "nothing says what it is of")?;
+        let Record {
+            mountpoint, keeper, ..
+        } = &handed.record;
+        match self.mountpoint().as_ref() == Some(mountpoint) && *keeper == Some(self.keeper) {
+            true => Ok(handed),
+            false => Err("its worker has said that it was another one".to_owned()),
+        }
+    }
+
     /// Takes its names out of `all`: what is left belongs to other states.
     pub(super) fn leave_names(&self, all: &mut Vec<String>) {
         let own = names(self.generation, self.descriptors);
@@ -267,6 +302,7 @@ mod tests {
         Kept {
             request: json!({"image": "a", "mountpoint": "/m", "noexec": false, "pull": "newer"}),
             handed: json!({"said": generation}),
+            keeper: 7,
             descriptors,
             generation,
         }
@@ -320,6 +356,41 @@ mod tests {
             let mut request = request.clone();
             request[field] = other;
             assert_eq!(kept(1, 1).differs_in(&request), Some(field));
+        }
+    }
+
+    #[test]
+    fn a_worker_does_not_say_which_mount_is_gone_on_with() {
+        let of = |mountpoint: &str, keeper: Option<u32>| Kept {
+            handed: json!({"throw_away": false, "record": {
+                "mountpoint": mountpoint, "keeper": keeper, "image": "a", "digest": "b", "pid": 8,
+                "platform": "linux/amd64", "state": "ready", "since": "1970-01-01T00:00:00Z",
+            }}),
+            ..kept(1, 1)
+        };
+        let handed = of("/m", Some(7)).handed().unwrap();
+        assert_eq!(handed.record.pid, 8);
+        for (mountpoint, keeper) in [("/of/another", Some(7)), ("/m", Some(9)), ("/m", None)] {
+            let refused = of(mountpoint, keeper).handed().unwrap_err();
+            assert!(refused.contains("another"), "{refused}");
+        }
+        assert!(kept(1, 1).handed().unwrap_err().contains("nothing says"));
+    }
+
+    #[test]
+    fn nothing_is_kept_where_not_all_of_it_has_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("notify");
+        let manager = UnixDatagram::bind(&path).unwrap();
+        let (request, handed) = (json!({}), json!({}));
+        let descriptors = [null(), null()];
+        for (room, first) in [(3, "READY=1"), (4, "FDSTORE=1\nFDNAME=rsmount-held-0")] {
+            let notifier = Notifier::at(path.as_os_str()).unwrap();
+            let mut store = Store::empty(notifier.with_room(Some(room)));
+            store.serving((&request, &handed), &descriptors, None);
+            let mut bytes = [0; 200];
+            let length = manager.recv(&mut bytes).unwrap();
+            assert!(bytes[..length].starts_with(first.as_bytes()), "{room}");
         }
     }
 

@@ -425,6 +425,13 @@ fn read(dir: &Path, file: &File) -> Result<Option<About>, UpperError> {
     Ok(Some(about))
 }
 
+/// Whether the upper directory `dir` goes with its mount: no other one will have it.
+pub(super) fn is_for_one_mount(dir: &Path, cache_dir: &Path) -> bool {
+    let all = cache_dir.join(THROW_AWAY);
+    // It is named as it is without links.
+    dir.parent() == Some(all.canonicalize().unwrap_or(all).as_path())
+}
+
 /// Removes throw-away directories whose mounts are gone: their workers were killed.
 fn remove_leftovers(all: &Path) {
     // Somebody is making one right now: whoever comes next will look.
