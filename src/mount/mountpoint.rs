@@ -9,6 +9,7 @@ use std::process::Command;
 use rustix::mount::UnmountFlags;
 
 use crate::mount::erofs_mount::SOURCE_END;
+use crate::mount::notify;
 use crate::mount::record;
 
 /// File system type in `/proc/self/mountinfo`.
@@ -248,11 +249,9 @@ fn abort_connection(device: &str) -> io::Result<()> {
 
 fn fusermount(path: &Path, lazy: bool) -> Result<(), MountpointError> {
     let flag = if lazy { "-uz" } else { "-u" };
-    let output = Command::new("fusermount3")
-        .arg(flag)
-        .arg("--")
-        .arg(path)
-        .output();
+    let mut command = Command::new("fusermount3");
+    notify::keep_from(&mut command);
+    let output = command.arg(flag).arg("--").arg(path).output();
     let output = output.map_err(|e| MountpointError::Io(path.into(), e))?;
     if output.status.success() {
         return Ok(());
