@@ -397,7 +397,110 @@ fn a_manager_that_keeps_nothing_gets_a_new_mount() {
     service.until_ready();
     assert_eq!(stacked(&place), 1, "the dead one was in the way");
     read(&File::open(mnt.join("d/1")).unwrap(), 1, 9_999);
+    // Where no manager kills what is left of a service, its worker lives on, and nobody would replace it.
+    let alone = worker(&place);
+    service.kill();
+    let mut service = manager.start(&words);
+    service.until_ready();
+    assert_ne!(worker(&place), alone);
+    assert_eq!(stacked(&place), 1);
     unmount(&place, &manager, service);
+}
+
+#[test]
+fn a_worker_that_hands_over_another_mount_does_it_no_harm() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    let (image, mnt, elsewhere) = (registry.image(), place.mnt(), place.path("elsewhere"));
+    let manager = Manager::new(&place);
+    let words = ["-f", "-q", &image, mnt.to_str().unwrap()];
+    let mut service = manager.start(&words);
+    service.until_ready();
+    die(&place, service);
+    std::fs::create_dir(&elsewhere).unwrap();
+    place.ok(&["-q", &image, elsewhere.to_str().unwrap()]);
+    let there = || {
+        let all: Value = serde_json::from_str(&place.ok(&["ps", "-a", "--json"])).unwrap();
+        let all = all.as_array().unwrap();
+        let there = all
+            .iter()
+            .find(|m| m["mountpoint"] == elsewhere.to_str().unwrap());
+        there.cloned()
+    };
+    let other = there().unwrap();
+    manager.changes(&state(&manager, 1), |state| {
+        let record = &mut state["handed"]["record"];
+        record["mountpoint"] = other["mountpoint"].clone();
+        record["keeper"] = other["keeper"].clone();
+    });
+    let mut service = manager.start(&words);
+    service.until_ready();
+    assert_eq!(there(), Some(other));
+    read(&File::open(elsewhere.join("d/0")).unwrap(), 0, 4096);
+    read(&File::open(mnt.join("d/1")).unwrap(), 1, 9_999);
+    place.ok(&["umount", elsewhere.to_str().unwrap()]);
+    assert_eq!(stacked(&place), 1, "the dead one is gone");
+    unmount(&place, &manager, service);
+}
+
+#[test]
+fn a_dead_writable_mount_that_is_in_use_keeps_its_directory() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    let (image, mnt, upper) = (registry.image(), place.mnt(), place.path("changes"));
+    let manager = Manager::new(&place);
+    let upper = ["--upper", upper.to_str().unwrap()];
+    let words = [&["-f", "-q"], &upper[..], &[&image, mnt.to_str().unwrap()]].concat();
+    let mut service = manager.start(&words);
+    service.until_ready();
+    let mut written = File::create(mnt.join("d/new")).unwrap();
+    written.write_all(b"one ").unwrap();
+    die(&place, service);
+    manager.loses(&state(&manager, 2));
+    for _ in 0..2 {
+        let service = manager.start(&words);
+        assert_eq!(service.ends().code(), Some(1));
+        let log = std::fs::read_to_string(place.path("log")).unwrap();
+        assert!(log.contains("busy"), "{log}");
+    }
+    written.write_all(b"two").unwrap();
+    drop(written);
+    let mut service = manager.start(&words);
+    service.until_ready();
+    assert_eq!(std::fs::read(mnt.join("d/new")).unwrap(), b"one two");
+    unmount(&place, &manager, service);
+}
+
+#[test]
+fn a_service_is_stopped_while_nobody_serves_and_the_network_is_waited_for() {
+    if !can_mount() {
+        return;
+    }
+    let (place, registry) = served();
+    let (image, mnt) = (registry.image(), place.mnt());
+    let manager = Manager::new(&place);
+    let options = ["-f", "-q", "--engine", "fuse", "--fill", "never"];
+    let words = [&options[..], &[&image, mnt.to_str().unwrap()]].concat();
+    let mut service = manager.start(&words);
+    service.until_ready();
+    die(&place, service);
+    std::fs::remove_dir_all(place.path("cache")).unwrap();
+    registry.control.held.store(true, SeqCst);
+    let before = registry.control.asked().len();
+    let service = manager.start(&words);
+    until("nothing is needed", || {
+        registry.control.asked().len() > before
+    });
+    assert_eq!(stacked(&place), 1);
+    kill(rustix::process::Signal::TERM, service.pid().into());
+    assert!(service.ends().success());
+    assert_eq!(manager.keeps(), [""; 0]);
+    assert_eq!((stacked(&place), place.leftovers()), (0, 0));
+    registry.control.held.store(false, SeqCst);
 }
 
 #[test]
@@ -466,6 +569,20 @@ fn manager_of_this_machine() -> Option<&'static [&'static str]> {
     all.iter().find(answers).copied()
 }
 
+/// A unit of this machine's manager, which does not outlive the test.
+struct Unit<'a> {
+    scope: &'a [&'a str],
+    name: &'a str,
+}
+
+impl Drop for Unit<'_> {
+    fn drop(&mut self) {
+        let mut stop = Command::new("systemctl");
+        let stop = stop.args(self.scope).args(["stop", self.name]);
+        let _stopped_already = stop.stderr(Stdio::null()).status();
+    }
+}
+
 #[test]
 fn systemd_itself_keeps_a_mount() {
     if !can_mount() {
@@ -504,6 +621,7 @@ fn systemd_itself_keeps_a_mount() {
     words.extend(environment.iter().map(String::as_str));
     words.push(env!("CARGO_BIN_EXE_rsmount"));
     words.extend(["-f", "-q", &image, mnt.to_str().unwrap()]);
+    let _stopped = Unit { scope, name: &unit };
     // It returns when the service is ready.
     run("systemd-run", &words);
     let file = File::open(mnt.join("d/0")).unwrap();
@@ -511,7 +629,10 @@ fn systemd_itself_keeps_a_mount() {
         until("nothing is kept", || show("NFileDescriptorStore") == "2");
         let (keeper, worker) = (show("MainPID"), worker(&place));
         kill(rustix::process::Signal::KILL, keeper.parse().unwrap());
-        kill(rustix::process::Signal::KILL, worker);
+        // Should systemd not have done so already.
+        let worker = i32::try_from(worker).ok();
+        let worker = worker.and_then(rustix::process::Pid::from_raw).unwrap();
+        let _dead_already = rustix::process::kill_process(worker, rustix::process::Signal::KILL);
         read(&file, 0, at);
         assert_ne!(show("MainPID"), keeper);
     }

@@ -2,30 +2,45 @@
 //! keep, and gives it back to the next one, as sd_notify(3) and sd_listen_fds(3) say.
 
 use std::fs::File;
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, sockopt};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, sockopt,
+};
+use serde_json::Value;
 
 use crate::support::place::Place;
 
-/// What a shell that becomes the service gives it: the descriptors from 100 on are those from 3 on.
+/// A process that becomes the service, as whom a manager starts it: it gets the descriptors at standard
+/// input, so that no other process which this one starts meanwhile has them as well.
 const START: &str = r#"
-    export LISTEN_PID=$$ SYSTEMD_EXEC_PID=$$
-    for ((n = 0; n < LISTEN_FDS; n++)); do
-        eval "exec $((3 + n))<&$((100 + n)) $((100 + n))<&-"
-    done
-    exec "$@""#;
-
-/// Between the moments when descriptors for a service can be inherited, and when one has them.
-static STARTING: Mutex<()> = Mutex::new(());
+import array, fcntl, os, socket, sys
+count = int(os.environ["LISTEN_FDS"])
+given = array.array("i")
+if count:
+    room = socket.CMSG_LEN(count * given.itemsize)
+    for _, _, numbers in socket.socket(fileno=os.dup(0)).recvmsg(1, room)[1]:
+        given.frombytes(numbers)
+assert len(given) == count, given
+given = [fcntl.fcntl(number, fcntl.F_DUPFD, 100) for number in given]
+os.closerange(3, 100)
+for number, high in enumerate(given, 3):
+    os.dup2(high, number)
+    os.close(high)
+os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+os.environ["LISTEN_PID"] = os.environ["SYSTEMD_EXEC_PID"] = str(os.getpid())
+os.execv(sys.argv[1], sys.argv[1:])
+"#;
 
 #[derive(Debug, Default)]
 struct Heard {
@@ -89,19 +104,31 @@ impl<'a> Manager<'a> {
         store.retain(|(kept, _)| kept != name);
     }
 
+    /// Has the state `name` say something else.
+    pub fn changes(&self, name: &str, change: impl Fn(&mut Value)) {
+        let mut store = self.heard.store.lock().unwrap();
+        let kept = store.iter_mut().find(|(kept, _)| kept == name).unwrap();
+        let file = File::from(kept.1.try_clone().unwrap());
+        let mut json = vec![0; file.metadata().unwrap().len() as usize];
+        file.read_exact_at(&mut json, 0).unwrap();
+        let mut state = serde_json::from_slice(&json).unwrap();
+        change(&mut state);
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let mut other = File::from(rustix::fs::memfd_create(name, flags).unwrap());
+        other.write_all(state.to_string().as_bytes()).unwrap();
+        kept.1 = other.into();
+    }
+
     /// Starts `rsmount` with these words as its service; what it prints goes to the log.
     pub fn start(&'a self, words: &[&str]) -> Service<'a> {
-        let _only = STARTING.lock().unwrap();
         let store = self.heard.store.lock().unwrap();
-        let given: Vec<OwnedFd> = (100..)
-            .zip(store.iter())
-            .map(|(number, (_, kept))| {
-                let given = rustix::io::fcntl_dupfd_cloexec(kept, number).unwrap();
-                assert_eq!(given.as_raw_fd(), number, "in use here");
-                rustix::io::fcntl_setfd(&given, rustix::io::FdFlags::empty()).unwrap();
-                given
-            })
-            .collect();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let given: Vec<_> = store.iter().map(|(_, kept)| kept.as_fd()).collect();
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+        let mut beside = SendAncillaryBuffer::new(&mut space);
+        assert!(given.is_empty() || beside.push(SendAncillaryMessage::ScmRights(&given)));
+        let byte = [IoSlice::new(b"x")];
+        rustix::net::sendmsg(&ours, &byte, &mut beside, SendFlags::empty()).unwrap();
         let names: Vec<_> = store.iter().map(|(name, _)| &**name).collect();
         let rsmount = self.place.rsmount();
         let mut options = File::options();
@@ -109,14 +136,14 @@ impl<'a> Manager<'a> {
             .append(true)
             .create(true)
             .open(self.place.path("log"));
-        let mut command = Command::new("bash");
-        command.args(["-c", START, "bash"]);
+        let mut command = Command::new("python3");
+        command.args(["-c", START]);
         command.arg(rsmount.get_program()).args(words);
         command.envs(rsmount.get_envs().filter_map(|(k, v)| Some((k, v?))));
         command.env("NOTIFY_SOCKET", self.place.path("notify"));
         command.env("LISTEN_FDS", given.len().to_string());
         command.env("LISTEN_FDNAMES", names.join(":"));
-        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.stdin(OwnedFd::from(theirs)).stdout(Stdio::null());
         Service {
             child: command.stderr(log.unwrap()).spawn().unwrap(),
             manager: self,
