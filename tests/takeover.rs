@@ -304,6 +304,14 @@ fn a_writable_mount_goes_on_and_its_throw_away_changes_end_with_it() {
     );
     let upper = PathBuf::from(record(&place)["upper"].as_str().unwrap());
     assert!(upper.exists());
+    // A worker that somebody has taken over could have made it.
+    let made = place.path("cache/rsmount");
+    std::fs::copy(env!("CARGO_BIN_EXE_rsmount"), &made).unwrap();
+    let mut upgrade = place.rsmount_at(&made);
+    let refused = upgrade.args(["upgrade", "--all"]).output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success(), "{said}");
+    assert!(said.contains("where workers may write"), "{said}");
     place.ok(&["upgrade", "--all", "--json"]);
     assert_eq!(
         std::fs::read(mounted.path("d/new")).unwrap(),

@@ -42,9 +42,9 @@ use crate::mount::errands::{self, Errands};
 use crate::mount::launch::Message;
 use crate::mount::notify;
 use crate::mount::parcel::{self, Said, Start, Task, Told};
-use crate::mount::resend;
 use crate::mount::service::{self, Begun};
 use crate::mount::stored::Store;
+use crate::mount::{resend, sandbox};
 
 /// Something that a later version says.
 fn not_understood(error: &io::Error) -> Option<ExitCode> {
@@ -313,6 +313,11 @@ impl Keeper {
         if let Some(why) = resend::cannot() {
             return self.tell_not_replaced(&why);
         }
+        let cache = self.request["cache_dir"].as_str().unwrap_or_default();
+        let program = match sandbox::outside(&program, Path::new(cache)) {
+            Ok(program) => program,
+            Err(why) => return self.tell_not_replaced(&why),
+        };
         let before = std::mem::replace(&mut self.program, Program::open(&program));
         match self.start(Stdio::null()) {
             Ok(next) => (self.next, self.before) = (Some(next), Some(before)),

@@ -27,7 +27,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         unmounter,
         keeper,
     } = part;
-    let before = taken.handed.record.clone();
+    let before = believed(&request, &taken.handed);
     let assembled = assemble_again(&request, &taken.handed, caller)?;
     let Assembled {
         fs,
@@ -49,10 +49,10 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         }
         None => again(&request, &fs, &taken)?,
     };
-    let upper = match (&before.upper, taken.upper) {
-        (Some(dir), Some(lock)) => {
-            let throw_away = taken.handed.throw_away;
-            Some(UpperDir::resume(dir.clone(), lock, throw_away)?)
+    let upper = match (&request.upper, &before.upper, taken.upper) {
+        (Some(asked), Some(dir), Some(lock)) => {
+            let of = (asked, request.cache_dir.as_path());
+            Some(UpperDir::resume(of, dir.clone(), lock)?)
         }
         _ => None,
     };
@@ -98,6 +98,14 @@ fn behind(request: &MountRequest, handed: &Handed) -> Behind {
     Behind::of(read_ahead, handed.device.clone(), handed.kernel.clone())
 }
 
+/// The record of the mount, as handed over; where that is, the request says, not the worker before this one.
+fn believed(request: &MountRequest, handed: &Handed) -> Record {
+    Record {
+        mountpoint: request.mountpoint.clone(),
+        ..handed.record.clone()
+    }
+}
+
 /// The record of the mount, as this process's. Its keeper may be another one as well.
 fn of_this_process(before: &Record) -> Record {
     Record {
@@ -113,7 +121,7 @@ fn assemble_again(
     handed: &Handed,
     caller: &Arc<Caller>,
 ) -> Result<Assembled, Error> {
-    let before = &handed.record;
+    let before = &believed(request, handed);
     let digest = before.digest.parse::<Digest>();
     let digest = digest.map_err(|e| Error::Name(e.to_string()))?;
     // The name may stand for another image by now.

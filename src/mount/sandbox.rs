@@ -29,7 +29,7 @@ mod calls;
 mod reach;
 mod threads;
 
-pub(super) use reach::{Reach, Ways};
+pub(super) use reach::{Reach, Ways, outside};
 
 /// The newest version of Landlock that is asked for; of an older kernel's all that it has.
 const NEWEST: ABI = ABI::V6;

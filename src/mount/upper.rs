@@ -232,8 +232,20 @@ impl UpperDir {
         })
     }
 
-    /// The directory of a mount that is there, with the lock that whoever served it before has held.
-    pub fn resume(dir: PathBuf, lock: File, throw_away: bool) -> Result<UpperDir, UpperError> {
+    /// The directory of a mount that is there, with the lock that whoever served it before has held. Only what was
+    /// asked for says whether it goes with the mount: who served it before may say anything, and no directory
+    /// but one of the cache's own is removed for that.
+    pub fn resume(
+        (asked, cache_dir): (&Upper, &Path),
+        dir: PathBuf,
+        lock: File,
+    ) -> Result<UpperDir, UpperError> {
+        let throw_away = *asked == Upper::ThrowAway;
+        let all = cache_dir.join(THROW_AWAY);
+        let all = all.canonicalize().map_err(io_at(&all));
+        if throw_away && dir.parent() != Some(all?.as_path()) {
+            return Err(UpperError::Foreign(dir));
+        }
         let json = File::open(dir.join(ABOUT)).map_err(io_at(&dir))?;
         let about = read(&dir, &json)?;
         Ok(UpperDir {
@@ -494,15 +506,22 @@ mod tests {
     #[test]
     fn who_could_not_take_over_removes_nothing() {
         let temp = tempfile::tempdir().unwrap();
-        let dir = temp.path().join("throw-away");
+        let all = temp.path().join(THROW_AWAY);
+        std::fs::create_dir(&all).unwrap();
+        let dir = all.join("1");
         let take = |dir: &Path| UpperDir::open_dir(dir, Path::new("/mnt/of/the/test"), true);
         let mut serving = take(&dir).unwrap();
         serving.claim(about(b"one")).unwrap();
         serving.keep();
         let resume = || {
             let lock = serving.about_file.try_clone().unwrap();
-            UpperDir::resume(dir.clone(), lock, true).unwrap()
+            UpperDir::resume((&Upper::ThrowAway, temp.path()), dir.clone(), lock).unwrap()
         };
+        let another = temp.path().join("of-another");
+        std::fs::create_dir(&another).unwrap();
+        let lock = serving.about_file.try_clone().unwrap();
+        let said = UpperDir::resume((&Upper::ThrowAway, temp.path()), another, lock).unwrap_err();
+        assert!(matches!(said, UpperError::Foreign(_)), "{said}");
         drop(resume());
         assert!(dir.join("upper").exists(), "another worker serves it");
         let mut next = resume();

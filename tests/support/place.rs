@@ -95,7 +95,12 @@ impl Place {
 
     /// The command with everything it writes inside this place.
     pub fn rsmount(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_rsmount"));
+        self.rsmount_at(Path::new(env!("CARGO_BIN_EXE_rsmount")))
+    }
+
+    /// Another copy of the program.
+    pub fn rsmount_at(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
         command
             .env("RSMOUNT_CACHE_DIR", self.path("cache"))
             .env("RSMOUNT_RUN_DIR", self.path("run"))

@@ -101,6 +101,23 @@ impl Reach {
     }
 }
 
+/// The real place of a program, unless workers with that cache may have made it: it is started before it is shut
+/// in, and who has taken over a worker must not get out by that.
+pub(crate) fn outside(program: &Path, cache_dir: &Path) -> Result<PathBuf, String> {
+    let real = program.canonicalize();
+    let real = real.map_err(|e| format!("{}: {e}", program.display()))?;
+    let changed = std::iter::once(cache_dir.to_owned()).chain(record::directory());
+    let mut changed = changed.filter_map(|dir| dir.canonicalize().ok());
+    match changed.find(|dir| real.starts_with(dir)) {
+        Some(dir) => Err(format!(
+            "{} lies in {}, where workers may write: put it elsewhere",
+            real.display(),
+            dir.display()
+        )),
+        None => Ok(real),
+    }
+}
+
 /// What says how sources are reached.
 #[derive(Debug)]
 pub(crate) struct Ways {
