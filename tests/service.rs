@@ -476,34 +476,6 @@ fn a_dead_writable_mount_that_is_in_use_keeps_its_directory() {
 }
 
 #[test]
-fn a_service_is_stopped_while_nobody_serves_and_the_network_is_waited_for() {
-    if !can_mount() {
-        return;
-    }
-    let (place, registry) = served();
-    let (image, mnt) = (registry.image(), place.mnt());
-    let manager = Manager::new(&place);
-    let options = ["-f", "-q", "--engine", "fuse", "--fill", "never"];
-    let words = [&options[..], &[&image, mnt.to_str().unwrap()]].concat();
-    let mut service = manager.start(&words);
-    service.until_ready();
-    die(&place, service);
-    std::fs::remove_dir_all(place.path("cache")).unwrap();
-    registry.control.held.store(true, SeqCst);
-    let before = registry.control.asked().len();
-    let service = manager.start(&words);
-    until("nothing is needed", || {
-        registry.control.asked().len() > before
-    });
-    assert_eq!(stacked(&place), 1);
-    kill(rustix::process::Signal::TERM, service.pid().into());
-    assert!(service.ends().success());
-    assert_eq!(manager.keeps(), [""; 0]);
-    assert_eq!((stacked(&place), place.leftovers()), (0, 0));
-    registry.control.held.store(false, SeqCst);
-}
-
-#[test]
 fn a_service_that_cannot_mount_fails_and_says_why() {
     if !can_mount() {
         return;

@@ -18,7 +18,6 @@ use serde_json::Value;
 use crate::mount::mountpoint;
 use crate::mount::notify;
 use crate::mount::parcel::Task;
-use crate::mount::record;
 use crate::oci::Reference;
 use crate::registry::credentials;
 
@@ -66,7 +65,13 @@ impl Errands {
                     tracing::warn!(%error, "credentials cannot be looked up");
                 }
             }
-            (Task::Unmount, Some(_)) => unmount(request),
+            (Task::Unmount, Some(place)) => {
+                if let Err(error) = mountpoint::unmount(place, false)
+                    .or_else(|_busy| mountpoint::unmount(place, true))
+                {
+                    tracing::debug!(%error, "not unmounted");
+                }
+            }
             (Task::Abort(device), Some(place)) => mountpoint::abort(place, device.as_deref()),
             (Task::Unmount | Task::Abort(_), None) | (Task::Renew, _) => {}
         }
@@ -98,26 +103,6 @@ impl Errands {
             matches!(child.try_wait(), Ok(None))
         });
         (!self.lookups.is_empty()).then_some(GLANCE)
-    }
-}
-
-/// Ends the mount of `request`, which nobody serves and nobody will.
-pub(super) fn end(request: &Value) {
-    unmount(request);
-    if let Some(place) = request["mountpoint"].as_str() {
-        record::forget_others(Path::new(place));
-    }
-}
-
-/// Ends the mount of `request`; who uses it keeps it as long as it is served.
-fn unmount(request: &Value) {
-    let Some(place) = request["mountpoint"].as_str().map(Path::new) else {
-        return;
-    };
-    let unmounted =
-        mountpoint::unmount(place, false).or_else(|_busy| mountpoint::unmount(place, true));
-    if let Err(error) = unmounted {
-        tracing::debug!(%error, "not unmounted");
     }
 }
 

@@ -38,7 +38,7 @@ use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::mount::deaths::{Death, Deaths};
-use crate::mount::errands::{self, Errands};
+use crate::mount::errands::Errands;
 use crate::mount::launch::Message;
 use crate::mount::notify;
 use crate::mount::parcel::{self, Said, Start, Task, Told};
@@ -261,13 +261,12 @@ impl Keeper {
         }
     }
 
-    /// A signal to end the mount is for who serves it; while nobody does, for who prepares to, which need not
-    /// wait for the network then. One that could not hear it yet is told when it serves.
+    /// A signal to end the mount is for who serves it. The next one, which could not hear it yet, is told
+    /// when it does.
     fn pass_on(&mut self) {
         let _read = self.signals.read(&mut [0; 64]);
         self.ending = true;
-        let hears = self.worker.as_ref().or(self.next.as_ref());
-        hears.into_iter().for_each(Worker::end);
+        self.worker.iter().for_each(Worker::end);
     }
 
     /// Another worker can go on with the mount from now on.
@@ -427,9 +426,7 @@ impl Keeper {
                     self.program = before;
                 }
                 let ended = status.as_ref().is_ok_and(ExitStatus::success);
-                if self.worker.is_none() && (ended || self.ending) {
-                    // It may not have come to that.
-                    errands::end(&self.request);
+                if self.worker.is_none() && ended {
                     return Some(ExitCode::SUCCESS);
                 }
                 if self.worker.is_some() {

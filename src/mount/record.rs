@@ -275,7 +275,7 @@ pub(super) fn end_workers(mountpoint: &Path, keeper: Option<u32>) {
 /// else is.
 fn is_of_this_service(pid: u32) -> bool {
     let group = |of: &str| std::fs::read(format!("/proc/{of}/cgroup")).ok();
-    group(&pid.to_string()) == group("self")
+    group("self").is_some_and(|own| group(&pid.to_string()) == Some(own))
 }
 
 /// Waits until the worker of the mount on `mountpoint`, which was unmounted, has ended: so that a
