@@ -1,6 +1,7 @@
 //! `rsmount ps` and `rsmount stats`.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -232,6 +233,10 @@ fn state(state: State) -> &'static str {
     }
 }
 
+/// How long a worker may take to go on with the mount of another one, and how often is looked.
+const TAKING_OVER: Duration = Duration::from_secs(1);
+const GLANCE: Duration = Duration::from_millis(10);
+
 /// The state, and whether the tag stands for another image now.
 fn ask(record: &Record) -> std::io::Result<Stats> {
     control::ask_stats(&record::socket_path(record.pid)?)
@@ -244,9 +249,22 @@ pub(super) fn mount_at(path: &std::path::Path) -> Result<Record, Failure> {
     found.ok_or_else(|| Failure::of(&mountpoint::unknown(&path)))
 }
 
+/// Asks the worker of `found`, or the one that takes over from it in this moment.
+fn ask_whoever_serves(found: &Record) -> std::io::Result<Stats> {
+    let first = ask(found);
+    let until = Instant::now() + TAKING_OVER;
+    while first.is_err() && Instant::now() < until {
+        match record::find(&found.mountpoint) {
+            Ok(Some(now)) if now.pid != found.pid => return ask(&now),
+            _ => std::thread::sleep(GLANCE),
+        }
+    }
+    first
+}
+
 pub(crate) fn stats(args: &StatsArgs) -> Result<(), Failure> {
     let found = mount_at(&args.mountpoint)?;
-    let stats = ask(&found).map_err(|e| {
+    let stats = ask_whoever_serves(&found).map_err(|e| {
         let at = found.mountpoint.display();
         Failure::new(format!(
             "{at}: its process does not answer ({e}); if `rsmount ps -a` calls it dead, \
