@@ -225,7 +225,7 @@ impl Bench {
         let writable = self.writable(image);
         self.warm_walks(&writable, time(1.0, 2.5));
         self.daemon_time(&trees);
-        writable.iter().chain(&trees).skip(1).for_each(unmount);
+        writable.iter().chain(&trees[1..]).for_each(unmount);
         println!("first walks of {image}, bytes local");
         let trees = [
             tree("ext4", self.path("ext4")),
