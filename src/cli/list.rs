@@ -1,6 +1,6 @@
 //! `rsmount ps` and `rsmount stats`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -243,14 +243,18 @@ fn ask(record: &Record) -> std::io::Result<Stats> {
 }
 
 /// The record of the mount that is meant by `path`.
-pub(super) fn mount_at(path: &std::path::Path) -> Result<Record, Failure> {
+pub(super) fn mount_at(path: &Path) -> Result<Record, Failure> {
     let path = mountpoint::absolute(path).map_err(|e| Failure::of(&e))?;
     let found = record::find(&path).map_err(|e| Failure::of(&e))?;
     found.ok_or_else(|| Failure::of(&mountpoint::unknown(&path)))
 }
 
 /// Asks the worker of `found`, or the one that takes over from it in this moment.
-fn ask_whoever_serves(found: &Record) -> std::io::Result<Stats> {
+pub(super) fn ask_whoever_serves<T>(
+    found: &Record,
+    ask: impl Fn(&Path) -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    let ask = |record: &Record| ask(&record::socket_path(record.pid)?);
     let first = ask(found);
     let until = Instant::now() + TAKING_OVER;
     while first.is_err() && Instant::now() < until {
@@ -264,7 +268,7 @@ fn ask_whoever_serves(found: &Record) -> std::io::Result<Stats> {
 
 pub(crate) fn stats(args: &StatsArgs) -> Result<(), Failure> {
     let found = mount_at(&args.mountpoint)?;
-    let stats = ask_whoever_serves(&found).map_err(|e| {
+    let stats = ask_whoever_serves(&found, control::ask_stats).map_err(|e| {
         let at = found.mountpoint.display();
         Failure::new(format!(
             "{at}: its process does not answer ({e}); if `rsmount ps -a` calls it dead, \

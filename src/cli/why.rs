@@ -1,10 +1,10 @@
 //! `rsmount why`.
 
 use crate::cli::args::look::WhyArgs;
-use crate::cli::list::mount_at;
+use crate::cli::list::{self, mount_at};
 use crate::cli::output::{self, Failure, size};
+use crate::mount::control;
 use crate::mount::why::{Avoidable, Wait, Why};
-use crate::mount::{control, record};
 
 /// Of the table of waits; nothing is said of packs while a wait goes on.
 const HEADINGS: [&str; 8] = [
@@ -13,7 +13,7 @@ const HEADINGS: [&str; 8] = [
 
 pub(crate) fn why(args: &WhyArgs) -> Result<(), Failure> {
     let record = mount_at(&args.mountpoint)?;
-    let asked = record::socket_path(record.pid).and_then(|socket| control::ask_why(&socket));
+    let asked = list::ask_whoever_serves(&record, control::ask_why);
     let why = asked.map_err(|e| {
         let at = record.mountpoint.display();
         Failure::new(format!("{at}: its process does not answer: {e}"))

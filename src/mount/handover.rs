@@ -28,8 +28,6 @@ pub(super) struct Handed {
     /// Present when the kernel engine serves the mount.
     #[serde(default)]
     pub(super) kernel: Option<Devices>,
-    /// Whether the upper directory goes with the mount.
-    pub(super) throw_away: bool,
     /// Digest of the tree ([`Tree::identity`](crate::tree::Tree::identity)) that the kernel knows;
     /// absent with the kernel engine, whose plan says the same, and in the first second.
     #[serde(default)]

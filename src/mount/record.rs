@@ -187,10 +187,7 @@ pub fn list() -> io::Result<Vec<Record>> {
 fn read(path: &Path) -> Option<Record> {
     let file = File::open(path).ok()?;
     let mut record: Record = serde_json::from_reader(&file).ok()?;
-    if flock(&file, FlockOperation::NonBlockingLockShared).is_err() {
-        return Some(record);
-    }
-    if record.state == State::Poisoned {
+    if is_locked(&file) || record.state == State::Poisoned {
         return Some(record);
     }
     if mountpoint::is_mounted(&record.mountpoint) {

@@ -28,7 +28,7 @@ pub(super) fn prepare(part: Part, taken: Taken, caller: &Arc<Caller>) -> Result<
         keeper,
     } = part;
     let before = believed(&request, &taken.handed);
-    let assembled = assemble_again(&request, &taken.handed, caller)?;
+    let assembled = assemble_again(&request, &before, &taken.handed, caller)?;
     let Assembled {
         fs,
         image,
@@ -118,10 +118,10 @@ fn of_this_process(before: &Record) -> Record {
 /// The same file system, from the cache.
 fn assemble_again(
     request: &MountRequest,
+    before: &Record,
     handed: &Handed,
     caller: &Arc<Caller>,
 ) -> Result<Assembled, Error> {
-    let before = &believed(request, handed);
     let digest = before.digest.parse::<Digest>();
     let digest = digest.map_err(|e| Error::Name(e.to_string()))?;
     // The name may stand for another image by now.

@@ -341,7 +341,6 @@ impl Prepared {
             record: self.served.record.clone(),
             device: self.behind.connection.clone(),
             kernel: self.behind.kernel.clone(),
-            throw_away: self.upper.as_ref().is_some_and(UpperDir::is_throw_away),
             tree: self.tree.clone(),
             pack: self.begun_by.clone(),
         }

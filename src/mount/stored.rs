@@ -362,7 +362,7 @@ mod tests {
     #[test]
     fn a_worker_does_not_say_which_mount_is_gone_on_with() {
         let of = |mountpoint: &str, keeper: Option<u32>| Kept {
-            handed: json!({"throw_away": false, "record": {
+            handed: json!({"record": {
                 "mountpoint": mountpoint, "keeper": keeper, "image": "a", "digest": "b", "pid": 8,
                 "platform": "linux/amd64", "state": "ready", "since": "1970-01-01T00:00:00Z",
             }}),
